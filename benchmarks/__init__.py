@@ -1,0 +1,1 @@
+"""Parity, timing and reports."""

@@ -1,0 +1,1 @@
+"""Data -> lengths and batches."""

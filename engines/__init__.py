@@ -1,0 +1,1 @@
+"""A graph -> an engine, and running it."""

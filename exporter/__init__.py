@@ -1,0 +1,1 @@
+"""The model in PyTorch -> a checked ONNX graph."""
