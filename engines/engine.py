@@ -1,0 +1,209 @@
+"""What a server holds: one engine of a bundle, chosen, checked and ready to run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from attn_export.bundle import Bundle
+from attn_export.errors import BundleError, UsageError
+from attn_export.manifest import EngineRecord
+from attn_export.spec import BATCH, SEQUENCE, TensorSpec
+
+from .feeds import Requests, check_feeds, real_region
+from .schedule import PlannedBatch, plan_batches
+from .session import Array, Outputs, Session, backend_names
+from .session import backend as backend_module
+
+log = logging.getLogger("attn_export")
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    check_ids: bool = False,
+) -> Engine:
+    """Load an engine of a bundle; nothing is written, and torch is not needed.
+
+    Without ``precision``, it is the fastest engine (by the times recorded when it was compiled)
+    that passed parity and suits this host: on a CPU FP32 or INT8, not FP16. With ``precision``, an
+    engine whose parity failed or was never checked is loaded too, with a warning.
+
+    Args:
+        threads: CPU threads, or None for each CPU that this process may use.
+        check_ids: refuse each id outside the vocabulary, and say where it is. Without it ONNX
+            Runtime refuses ids that are too large, and counts negative ones from the end.
+
+    Raises:
+        BundleError: if there is no bundle or no such engine, or a file of it was altered.
+        MissingPackage: if the backend's package is not installed.
+        UsageError: if ``threads`` does not fit this host.
+    """
+    bundle = Bundle.open(directory)
+    record = _choose(bundle, precision, backend)
+    session: Session = backend_module(record.backend).load(bundle, record, threads)
+    return Engine(session, record, check_ids=check_ids)
+
+
+class Engine:
+    """A loaded engine. Safe to share between threads; use it in ``with``, or close it.
+
+    Attributes:
+        inputs: the arrays that :meth:`run` takes.
+        outputs: the arrays that it returns.
+        buckets: the ascending bucket edges, in tokens; the last is the longest sequence.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, ...
+        backend: what runs it.
+    """
+
+    def __init__(self, session: Session, record: EngineRecord, *, check_ids: bool) -> None:
+        self.inputs = session.inputs
+        self.outputs = session.outputs
+        self.buckets = session.buckets
+        self.precision = record.precision
+        self.backend = record.backend
+        self._session = session
+        self._check_ids = check_ids
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine; later runs are errors."""
+        self._session.close()
+
+    def run(self, feeds: Mapping[str, Any]) -> Outputs:
+        """Run one batch as it is, as fast as one batch can be.
+
+        Args:
+            feeds: all inputs by name, of shape [B, S] or as in ``inputs``.
+
+        Raises:
+            InputError: if an input is missing or unknown, or its shape, dtype or values do not fit.
+            UsageError: after :meth:`close`.
+        """
+        checked = check_feeds(feeds, self.inputs, buckets=self.buckets, check_ids=self._check_ids)
+        return self._session.run(checked)
+
+    def run_many(self, sequences: Iterable[Any]) -> dict[str, Array | list[Array]]:
+        """Run many requests of any lengths, batched by length, as many a second as possible.
+
+        Args:
+            sequences: N requests. Each is an array or list of ids of shape [S], where ids are the
+                only input besides masks; or a mapping from input name to one sample without its
+                batch axis, in which masks may be left out and are then 1 for each token.
+
+        Returns:
+            By output name and in the order of the requests: an array of shape [N, ...], or, for
+            an output with a sequence axis, N arrays, each cut to its own request's length.
+
+        Raises:
+            InputError: if a request does not fit; its index, from 0, is named.
+            UsageError: after :meth:`close`, or if the model has an input without a batch axis.
+        """
+        requests = Requests(sequences, self.inputs, check_ids=self._check_ids)
+        plan = plan_batches(
+            requests.lengths,
+            edges=self.buckets,
+            batch_tokens=self._session.batch_tokens,
+            pads_to_edge=self._session.pads_to_edge,
+        )
+        batches = (requests.feeds(batch.indices.tolist(), batch.length) for batch in plan)
+        # A single batch has nothing to run beside it: run() gives it the whole device.
+        results = (
+            map(self._session.run, batches) if len(plan) == 1 else self._session.run_all(batches)
+        )
+        return _in_order(zip(plan, results, strict=True), self.outputs, requests.lengths)
+
+
+def _in_order(
+    results: Iterator[tuple[PlannedBatch, Outputs]],
+    specs: tuple[TensorSpec, ...],
+    lengths: list[int],
+) -> dict[str, Array | list[Array]]:
+    """Put the rows of all batches where their requests were; cut off the padding."""
+    for spec in specs:
+        if spec.shape[:1] != (BATCH,):
+            raise UsageError(
+                f"output {spec.name} has no leading batch axis, so it cannot be split into "
+                "requests; give whole batches to run() instead"
+            )
+    outputs = {spec.name: _empty(spec, len(lengths)) for spec in specs}
+    for batch, arrays in results:
+        for spec in specs:
+            array, into = arrays[spec.name], outputs[spec.name]
+            if isinstance(into, np.ndarray):
+                into[batch.indices] = array
+                continue
+            for row, index in enumerate(batch.indices.tolist()):
+                into[index] = array[real_region(spec, row, lengths[index])]
+    return outputs
+
+
+def _empty(spec: TensorSpec, count: int) -> Array | list[Array]:
+    if SEQUENCE in spec.shape:
+        return [np.empty(0, spec.dtype)] * count
+    return np.empty((count, *(int(size) for size in spec.shape[1:])), spec.dtype)
+
+
+def _choose(bundle: Bundle, precision: str | None, backend: str | None) -> EngineRecord:
+    engines = [
+        record
+        for record in bundle.manifest.engines.values()
+        if precision in (None, record.precision) and backend in (None, record.backend)
+    ]
+    if precision is None:
+        engines = [record for record in engines if _passed(record) and _suits_host(record)]
+    if not engines:
+        wanted = " ".join(filter(None, [backend, precision])) or "proven"
+        have = ", ".join(map(_described, bundle.manifest.engines.values())) or "none"
+        raise BundleError(
+            f"{bundle.directory} holds no {wanted} engine for this host; its engines: {have}; "
+            "choose one with precision=, or make one with 'attn-export build' or 'compile' and "
+            "prove it with 'attn-export parity'"
+        )
+    best = min(engines, key=lambda record: (not _passed(record), _ms_per_token(record)))
+    if not _passed(best):
+        log.warning("%s is loaded because it was asked for by name", _described(best))
+    if not _suits_host(best):
+        log.warning("%s: a CPU computes FP16 graphs in FP32; serve FP32 or INT8 there", best.name)
+    return best
+
+
+def _passed(record: EngineRecord) -> bool:
+    return bool(record.parity and record.parity.get("passed"))
+
+
+def _suits_host(record: EngineRecord) -> bool:
+    """ONNX Runtime runs on the CPU here, which gains nothing from FP16."""
+    if record.backend == "onnxruntime":
+        return "fp16" not in record.precision
+    return record.backend in backend_names()
+
+
+def _ms_per_token(record: EngineRecord) -> float:
+    tokens = sum(bucket["edge"] * bucket["batch"] for bucket in record.buckets)
+    return sum(bucket["ms"] for bucket in record.buckets) / tokens if tokens else math.inf
+
+
+def _described(record: EngineRecord) -> str:
+    if record.parity is None:
+        return f"{record.name} (parity never checked)"
+    return f"{record.name} (parity {'passed' if _passed(record) else 'failed'})"

@@ -1,0 +1,95 @@
+"""Many sequences of different lengths -> batches with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attn_export.errors import UsageError
+
+from .buckets import length_error
+
+Lengths = npt.NDArray[np.int64]
+# A batch as (start, stop, length): a slice of the sorted sequences, and the tokens each is padded
+# to.
+Cut = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """One batch.
+
+    Args:
+        indices: which of the given sequences, longest first; int64 of shape [B].
+        length: S, the tokens that each of them is padded to.
+    """
+
+    indices: npt.NDArray[np.int64]
+    length: int
+
+
+def plan_batches(
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+    *,
+    edges: tuple[int, ...],
+    batch_tokens: int,
+    pads_to_edge: bool,
+) -> list[PlannedBatch]:
+    """Sort sequences by length and cut them into batches, the longest first.
+
+    Each sequence is in exactly one batch; sequences of one length keep their order. A batch has
+    at most ``batch_tokens`` tokens, padding included, or it is one sequence.
+
+    Args:
+        lengths: the tokens of each sequence, shape [N]; none give no batches.
+        edges: the engine's ascending bucket edges, in tokens.
+        pads_to_edge: True: a batch stays in one bucket and is padded to its edge, and the batches
+            of a bucket are of nearly equal size. False: a batch is padded to its own longest
+            sequence, and holds none shorter than half of it.
+
+    Raises:
+        UsageError: if ``batch_tokens`` is below 1.
+        InputError: if a length is below 1 or above the last edge; its index is named.
+    """
+    if batch_tokens < 1:
+        raise UsageError(f"batch_tokens is {batch_tokens}; it must be at least 1")
+    tokens = np.asarray(lengths, dtype=np.int64)
+    wrong = np.flatnonzero((tokens < 1) | (tokens > edges[-1]))
+    if wrong.size:
+        raise length_error(f"sequence {wrong[0]} (from 0)", int(tokens[wrong[0]]), edges)
+    order = np.argsort(-tokens, kind="stable")
+    # Negative, so that it ascends, as searchsorted needs.
+    negative = -tokens[order]
+    cuts = (
+        _cuts_at_edges(negative, edges, batch_tokens)
+        if pads_to_edge
+        else _cuts_at_longest(negative, batch_tokens)
+    )
+    return [PlannedBatch(order[start:stop], length) for start, stop, length in cuts]
+
+
+def _cuts_at_edges(negative: Lengths, edges: tuple[int, ...], batch_tokens: int) -> Iterator[Cut]:
+    start = 0
+    for edge, below in zip(reversed(edges), (*reversed(edges[:-1]), 0), strict=True):
+        stop = int(np.searchsorted(negative, -below))
+        size = stop - start
+        # Equal parts: a full batch and a tiny one leave the tiny one's worker idle.
+        parts = -(-size // max(1, batch_tokens // edge))
+        for part in range(parts):
+            yield start + size * part // parts, start + size * (part + 1) // parts, edge
+        start = stop
+
+
+def _cuts_at_longest(negative: Lengths, batch_tokens: int) -> Iterator[Cut]:
+    start = 0
+    while start < len(negative):
+        longest = -int(negative[start])
+        # A few sequences of very different lengths would else be one batch, mostly padding.
+        half = int(np.searchsorted(negative, -((longest + 1) // 2), side="right"))
+        stop = min(start + max(1, batch_tokens // longest), half)
+        yield start, stop, longest
+        start = stop

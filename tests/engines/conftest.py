@@ -1,0 +1,144 @@
+"""A tiny encoder as a real bundle, made without torch, and the same encoder in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from attn_export.bundle import Bundle, file_record, write_manifest
+from attn_export.engines import onnxruntime
+from attn_export.manifest import GraphRecord, Manifest
+from attn_export.spec import TensorSpec
+
+Array = npt.NDArray[Any]
+VOCABULARY, WIDTH, CLASSES = 50, 8, 3
+EDGES = (4, 8, 16)
+MASK_BIAS = 1e4
+
+_rng = np.random.default_rng(7)
+EMBEDDING = _rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32)
+GAMMA = _rng.uniform(0.5, 1.5, WIDTH).astype(np.float32)
+BETA = _rng.standard_normal(WIDTH).astype(np.float32)
+CLASSIFIER = _rng.standard_normal((WIDTH, CLASSES)).astype(np.float32)
+
+
+def _model() -> bytes:
+    """Embedding, one unscaled attention head, LayerNormalization, masked mean, classifier."""
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["embedding", "input_ids"], ["x"]),
+        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Sub", ["mask", "one"], ["masked"]),
+        node("Mul", ["masked", "scale"], ["row_bias"]),
+        node("Unsqueeze", ["row_bias", "axis_1"], ["bias"]),
+        node("Transpose", ["x"], ["keys"], perm=[0, 2, 1]),
+        node("MatMul", ["x", "keys"], ["products"]),
+        node("Add", ["products", "bias"], ["scores"]),
+        node("Softmax", ["scores"], ["weights"], axis=-1),
+        node("MatMul", ["weights", "x"], ["context"]),
+        node("Add", ["x", "context"], ["residual"]),
+        node("LayerNormalization", ["residual", "gamma", "beta"], ["hidden"], axis=-1),
+        node("Unsqueeze", ["mask", "axis_2"], ["mask_3d"]),
+        node("Mul", ["hidden", "mask_3d"], ["real"]),
+        node("ReduceSum", ["real", "axis_1"], ["total"], keepdims=0),
+        node("ReduceSum", ["mask", "axis_1"], ["count"], keepdims=1),
+        node("Div", ["total", "count"], ["pooled"]),
+        node("MatMul", ["pooled", "classifier"], ["logits"]),
+    ]
+    constants = {
+        "embedding": EMBEDDING,
+        "gamma": GAMMA,
+        "beta": BETA,
+        "classifier": CLASSIFIER,
+        "one": np.float32(1),
+        "scale": np.float32(MASK_BIAS),
+        "axis_1": np.array([1]),
+        "axis_2": np.array([2]),
+    }
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            value(name, TensorProto.INT32, ["batch", "sequence"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [
+            value("logits", TensorProto.FLOAT, ["batch", CLASSES]),
+            value("hidden", TensorProto.FLOAT, ["batch", "sequence", WIDTH]),
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _twin(input_ids: Array, attention_mask: Array) -> dict[str, Array]:
+    x = EMBEDDING[input_ids]
+    mask = attention_mask.astype(np.float32)
+    scores = x @ x.transpose(0, 2, 1) + ((mask - 1) * MASK_BIAS)[:, None, :]
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    residual = x + weights @ x
+    centred = residual - residual.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    hidden = centred / deviation * GAMMA + BETA
+    pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+    return {"logits": pooled @ CLASSIFIER, "hidden": hidden}
+
+
+@pytest.fixture
+def twin() -> Callable[[Array, Array], dict[str, Array]]:
+    """The tiny encoder in NumPy: (input_ids, attention_mask) -> outputs by name."""
+    return _twin
+
+
+@pytest.fixture(scope="session")
+def model_bytes() -> bytes:
+    return _model()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, model_bytes: bytes) -> Bundle:
+    """A bundle with one graph, FP32, and no engine yet."""
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    (directory / "model.onnx").write_bytes(model_bytes)
+    tokens = ("batch", "sequence")
+    manifest = Manifest(
+        model={"name": "tiny"},
+        inputs=[
+            TensorSpec(name="input_ids", dtype="int32", shape=tokens, role="ids", limit=VOCABULARY),
+            TensorSpec(name="attention_mask", dtype="int32", shape=tokens, role="mask"),
+        ],
+        outputs=[
+            TensorSpec(name="logits", dtype="float32", shape=("batch", CLASSES)),
+            TensorSpec(name="hidden", dtype="float32", shape=(*tokens, WIDTH)),
+        ],
+        buckets={"edges": list(EDGES)},
+        graphs={
+            "fp32": GraphRecord(
+                precision="fp32", files=[file_record(directory / "model.onnx", root=directory)]
+            )
+        },
+    )
+    write_manifest(directory, manifest)
+    return Bundle.open(directory)
+
+
+@pytest.fixture
+def directory(bundle: Bundle) -> Path:
+    """The same bundle, compiled and proven."""
+    record = onnxruntime.compile(bundle, "fp32")
+    record.parity = {"passed": True}
+    bundle.manifest.engines[record.name] = record
+    write_manifest(bundle.directory, bundle.manifest)
+    return bundle.directory
