@@ -1,0 +1,92 @@
+"""Which error is allowed: presets per precision, and ``[output:]value`` from the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from attn_export.errors import UsageError
+
+PRESETS = {"fp32": 1e-4, "fp16": 5e-3}
+CEILINGS = {"fp16": 1e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """What the user asked for; the key ``""`` is every output, a name is one.
+
+    ``|candidate - reference| <= atol + rtol * |reference|`` is allowed. What is not given is
+    the preset of the engine's precision: 1e-4 for fp32, 5e-3 for fp16, both atol and rtol.
+    """
+
+    atol: Mapping[str, float] = field(default_factory=dict)
+    rtol: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Tolerances:
+        """Read the spelling of the command line: ``"1e-3"`` or ``"logits:1e-3"``.
+
+        Raises:
+            UsageError: if a value is no number, negative or not finite, or is given twice.
+        """
+        return cls(atol=_parsed("--atol", atol), rtol=_parsed("--rtol", rtol))
+
+    def check_outputs(self, outputs: Sequence[str]) -> None:
+        """Refuse names that the model does not have.
+
+        Raises:
+            UsageError: if a tolerance is for an unknown output.
+        """
+        for name in [*self.atol, *self.rtol]:
+            if name and name not in outputs:
+                raise UsageError(
+                    f"a tolerance is given for the output {name!r}; the model has: "
+                    f"{', '.join(outputs)}"
+                )
+
+    def allowed(self, output: str, precision: str) -> tuple[float, float]:
+        """The (atol, rtol) of one output of an engine.
+
+        Raises:
+            UsageError: if it is above the precision's ceiling (1e-2 for fp16), or there is
+                neither a preset nor a value.
+        """
+        return (
+            _allowed("--atol", self.atol, output, precision),
+            _allowed("--rtol", self.rtol, output, precision),
+        )
+
+
+def _parsed(option: str, values: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in values:
+        output, _, number = text.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= 0):
+            raise UsageError(
+                f"{option} {text!r}: it must be [output:]value with a value of 0 or more, "
+                "for instance 1e-3 or logits:1e-3"
+            )
+        if output in found:
+            raise UsageError(f"{option} is given twice for {output or 'all outputs'}; give one")
+        found[output] = value
+    return found
+
+
+def _allowed(option: str, given: Mapping[str, float], output: str, precision: str) -> float:
+    value = given.get(output, given.get("", PRESETS.get(precision)))
+    if value is None:
+        raise UsageError(
+            f"there is no preset tolerance for {precision}; give one with --atol and --rtol"
+        )
+    ceiling = CEILINGS.get(precision)
+    if ceiling is not None and value > ceiling:
+        raise UsageError(
+            f"{option} {value:g} is too loose for {precision}: at most {ceiling:g} shows that the "
+            "engine is equal; keep operations in FP32 instead"
+        )
+    return value
