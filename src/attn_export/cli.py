@@ -1,0 +1,309 @@
+"""The ``attn-export`` command. Each command reads options, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import attn_export
+from attn_export.console import Steps
+from attn_export.options import (
+    PATH,
+    Group,
+    backend_option,
+    bundle_argument,
+    command_line,
+    data_options,
+    json_option,
+    model_options,
+    model_source,
+    tolerance_options,
+)
+
+if TYPE_CHECKING:
+    from attn_export.benchmarks.parity import ParityReport
+    from attn_export.benchmarks.tolerances import Tolerances
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(attn_export.__version__, package_name="attn-export")
+def main() -> None:
+    """From a PyTorch attention model to an engine that a server can trust.
+
+    MODEL is a built-in name (mha, gqa, mqa), package.module:factory or file.py:factory.
+    DIR is a bundle, the directory that 'build' writes.
+
+    \b
+    Exit codes: 0 pass, 1 a gate failed, 2 usage, 3 this machine cannot do it,
+    4 export or build failed or the bundle is broken, 5 inconclusive, 70 a defect.
+    """
+
+
+@main.command()
+@model_options
+@click.option(
+    "-o", "--output", type=PATH, default="model.onnx", show_default=True, help="The graph's file."
+)
+@json_option
+def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
+    """Export MODEL to one FP32 ONNX graph (opset 17) and compare it with eager PyTorch.
+
+    \b
+    Example:
+        attn-export export mqa -o model.onnx
+    """
+    from attn_export import inspection, portable
+
+    source = model_source(model, values)
+    with Steps() as say:
+        summary, verdict = portable.export(source, output, lowering=values["lowering"], say=say)
+    if as_json:
+        _print_json({"path": str(output), "verdict": verdict, "graph": summary})
+        return
+    _print_lines(inspection.lines(summary))
+    click.echo(f"{output}: {verdict}")
+
+
+@main.command()
+@model_options
+@click.option("-o", "--output", type=PATH, help="Bundle directory [NAME-bundle].")
+@click.option("--fp16", is_flag=True, help="Add the FP16 graph and engine.")
+@click.option("--fp16-io", is_flag=True, help="FP16 inputs and outputs too.")
+@click.option("--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay FP32.")
+@click.option("--op-types-to-exclude", multiple=True, metavar="OP", help="Operators that do.")
+@click.option(
+    "--buckets", type=click.IntRange(min=1), default=6, show_default=True, help="Length buckets."
+)
+@data_options
+@backend_option
+@tolerance_options
+@json_option
+def build(  # noqa: PLR0917
+    model: str,
+    output: Path | None,
+    fp16: bool,
+    fp16_io: bool,
+    nodes_to_exclude: tuple[str, ...],
+    op_types_to_exclude: tuple[str, ...],
+    buckets: int,
+    data: Path | None,
+    tokenizer: Path | None,
+    backend: str,
+    atol: tuple[str, ...],
+    rtol: tuple[str, ...],
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Build a bundle from MODEL: export, type, compile, and prove it equal to eager PyTorch.
+
+    \b
+    Examples:
+        attn-export build --fp16
+        attn-export build --fp16 gqa --kv-heads 4 --data requests.jsonl -o gqa
+        attn-export build --fp16 model.py:make --max-length 128
+    """
+    from attn_export import build as builder
+    from attn_export.bucketing import BucketOptions
+    from attn_export.portable import Fp16Options
+
+    if not fp16 and (fp16_io or nodes_to_exclude or op_types_to_exclude):
+        raise click.UsageError(
+            "--fp16-io, --nodes-to-exclude and --op-types-to-exclude need --fp16"
+        )
+    source = model_source(model, values)
+    directory = output or Path(f"{source.name}-bundle")
+    plan = builder.BuildPlan(
+        source=source,
+        lowering=values["lowering"],
+        buckets=BucketOptions(
+            count=buckets, max_length=values["max_length"], data=data, tokenizer=tokenizer
+        ),
+        fp16=Fp16Options(
+            nodes_to_exclude=nodes_to_exclude,
+            op_types_to_exclude=op_types_to_exclude,
+            fp16_io=fp16_io,
+        )
+        if fp16
+        else None,
+        backend=backend,
+        tolerances=_tolerances(atol, rtol),
+        command=command_line(),
+    )
+    with Steps() as say:
+        report = builder.build(plan, directory, say=say)
+    _print_parity(report, as_json)
+    click.echo(f"bundle: {directory} (attn-export inspect {directory})", err=as_json)
+    builder.require_parity(report)
+
+
+@main.command("compile")
+@bundle_argument
+@backend_option
+@tolerance_options
+@json_option
+def compile_(
+    directory: Path, backend: str, atol: tuple[str, ...], rtol: tuple[str, ...], as_json: bool
+) -> None:
+    """Compile the graphs of the bundle DIR for this machine and prove the engines.
+
+    \b
+    Example:
+        attn-export compile mqa-bundle
+    """
+    from attn_export import build as builder
+
+    with Steps() as say:
+        report = builder.compile_bundle(
+            directory, backend=backend, tolerances=_tolerances(atol, rtol), say=say
+        )
+    _print_parity(report, as_json)
+    builder.require_parity(report)
+
+
+@main.command()
+@bundle_argument
+@click.option("--engine", help="One engine instead of all.")
+@click.option(
+    "--reference",
+    type=click.Choice(["auto", "eager", "golden"]),
+    default="auto",
+    show_default=True,
+    help="Eager PyTorch, or the outputs of it that the bundle holds.",
+)
+@tolerance_options
+@json_option
+def parity(  # noqa: PLR0917
+    directory: Path,
+    engine: str | None,
+    reference: Any,
+    atol: tuple[str, ...],
+    rtol: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Compare the engines of the bundle DIR with eager PyTorch FP32; exit 1 where they differ.
+
+    \b
+    Example:
+        attn-export parity mqa-bundle --engine onnxruntime-fp16 --atol logits:5e-3
+    """
+    from attn_export import build as builder
+
+    report, note = builder.parity(
+        directory, engine=engine, reference=reference, tolerances=_tolerances(atol, rtol)
+    )
+    _print_parity(report, as_json)
+    if note:
+        click.echo(f"note: {note}", err=True)
+    builder.require_parity(report)
+
+
+@main.command()
+@bundle_argument
+@click.option("--engine", help="One engine instead of all.")
+@data_options
+@click.option("--quick", is_flag=True, help="A first impression in under a minute.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [all available].")
+@json_option
+def bench(  # noqa: PLR0917
+    directory: Path,
+    engine: str | None,
+    data: Path | None,
+    tokenizer: Path | None,
+    quick: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the engines of the bundle DIR against eager PyTorch FP32 padded to the maximum.
+
+    \b
+    Example:
+        attn-export bench mqa-bundle --data requests.jsonl
+    """
+    from attn_export.benchmarks.bench import run_bench
+    from attn_export.benchmarks.report import render_bench, write_report
+    from attn_export.bundle import Bundle
+    from attn_export.calibration.data import read_sequences
+
+    bundle = Bundle.open(directory)
+    sequences = None
+    if data is not None:
+        sequences = read_sequences(data, tokenizer=tokenizer, max_length=bundle.manifest.max_length)
+    with Steps() as say:
+        report = run_bench(
+            bundle, sequences=sequences, quick=quick, engine=engine, threads=threads, say=say
+        )
+    write_report(bundle, "bench", report)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_rich(render_bench(report))
+
+
+@main.command()
+@click.argument("path", type=PATH)
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what is in a graph or a bundle: operators, dtypes, buckets, precision, provenance.
+
+    \b
+    Example:
+        attn-export inspect mqa-bundle
+    """
+    from attn_export import inspection
+
+    facts = inspection.inspect(path)
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_lines(inspection.lines(facts))
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do, and what to install for what it cannot.
+
+    \b
+    Example:
+        attn-export doctor
+    """
+    from attn_export.engines.doctor import examine, render
+
+    report = examine()
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_lines(render(report))
+
+
+def _tolerances(atol: tuple[str, ...], rtol: tuple[str, ...]) -> Tolerances:
+    from attn_export.benchmarks.tolerances import Tolerances
+
+    return Tolerances.parse(atol, rtol)
+
+
+def _print_parity(report: ParityReport, as_json: bool) -> None:
+    from attn_export.benchmarks.report import render_parity
+
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_rich(render_parity(report))
+
+
+def _print_rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
+
+
+def _print_lines(lines: Any) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2))

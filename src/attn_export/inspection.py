@@ -1,0 +1,104 @@
+"""What ``attn-export inspect`` shows of a graph or a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attn_export.bundle import Bundle
+from attn_export.lazy import require
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """The facts of a graph file (needs onnx) or of a bundle (needs nothing but its manifest).
+
+    Raises:
+        BundleError: if it is neither.
+        MissingPackage: for a graph file where onnx is not installed.
+    """
+    if path.is_file():
+        require("onnx_ir", extra="export")
+        from attn_export.exporter.summary import summarise_file
+
+        return summarise_file(path)
+    return Bundle.open(path).manifest.to_json()
+
+
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The same as lines of text."""
+    if "graphs" not in facts:
+        yield from _graph_lines(facts)
+        return
+    yield from _bundle_lines(facts)
+    for precision, graph in facts["graphs"].items():
+        size = sum(record["bytes"] for record in graph["files"])
+        yield f"\ngraph {precision}: {graph['files'][0]['file']}, {_mib(size)}"
+        yield from (f"  {line}" for line in _graph_lines(graph["summary"]))
+        for reason, names in graph["keep_fp32"].items():
+            yield f"  FP32 islands ({reason}): {_few(names)}"
+        yield from (f"  note: {warning}" for warning in graph["warnings"])
+    for name, engine in facts["engines"].items():
+        yield f"\nengine {name}: {_verdict(engine['parity'])}"
+        yield f"  made on {_pairs(engine['environment'])}"
+        for bucket in engine["buckets"]:
+            yield f"  bucket {_pairs(bucket)}"
+
+
+def _bundle_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    model, buckets, tool = facts["model"], facts["buckets"], facts["tool"]
+    yield f"model {model['name']}: {model['parameters']:,} parameters, lowering {model['lowering']}"
+    if model["spec"]:
+        yield f"  {_pairs(model['spec'])}"
+    yield f"  weights sha256 {model['weights_sha256']}"
+    yield from _tensor_lines(facts)
+    edges = ", ".join(str(edge) for edge in buckets["edges"])
+    yield (
+        f"buckets {edges} tokens, from {buckets['source']}; padding is "
+        f"{buckets['padded_share']:.1%} of all tokens"
+    )
+    yield f"made by attn-export {tool['version']}, python {tool['python']}"
+    yield f"  {_pairs(tool['packages'])}"
+    if facts["command"]:
+        yield f"  {facts['command']}"
+
+
+def _graph_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    stored = ", ".join(f"{dtype} {_mib(size)}" for dtype, size in summary["weight_bytes"].items())
+    yield (
+        f"opset {summary['opset']}, {summary['nodes']} nodes, {summary['casts']} Casts, "
+        f"{summary['stored_floats']:,} stored floats; {stored}"
+    )
+    yield from _tensor_lines(summary)
+    yield f"operators: {_pairs(summary['operators'])}"
+    if summary["roles"]:
+        yield f"roles: {_pairs(summary['roles'])}"
+    yield f"made by {summary['producer'] or 'unknown'}; {_pairs(summary['metadata'])}".rstrip("; ")
+
+
+def _tensor_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    for kind in ("inputs", "outputs"):
+        for tensor in facts[kind]:
+            shape = ", ".join(str(dim) for dim in tensor["shape"])
+            yield f"{kind[:-1]} {tensor['name']}: {tensor['dtype']} [{shape}]"
+
+
+def _verdict(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "parity not checked"
+    return (
+        f"parity {'passed' if parity['passed'] else 'FAILED'} against {parity['reference']} "
+        f"PyTorch, max |difference| {parity['max_abs']:.2g}"
+    )
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,149 @@
+"""Click options that several commands share, and the group that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from attn_export.errors import AttnExportError
+
+if TYPE_CHECKING:
+    from attn_export.exporter.source import ModelSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+# Spellings of other tools -> ours.
+FOREIGN = {
+    "--minShapes": "--max-length and --buckets (profiles are computed from lengths)",
+    "--optShapes": "--buckets (profiles are computed from lengths)",
+    "--maxShapes": "--max-length (profiles are computed from lengths)",
+    "--onnx": "the argument MODEL, or a bundle for 'attn-export compile'",
+    "--saveEngine": "-o/--output, a bundle directory",
+    "--precision": "--fp16",
+    "--fp32-layers": "--nodes-to-exclude",
+    "--layerPrecisions": "--nodes-to-exclude",
+    "--keep-io-types": "nothing (inputs and outputs stay FP32 unless --fp16-io)",
+}
+
+
+class Group(click.Group):
+    """Errors of ours become one line and their exit code; a bug keeps its traceback (70)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except AttnExportError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except click.NoSuchOption as error:
+            if error.option_name not in FOREIGN:
+                raise
+            hint = f"{error.message} Here it is {FOREIGN[error.option_name]}."
+            raise click.UsageError(hint, error.ctx) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing was changed.", err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            traceback.print_exc()
+            click.echo("This is a defect of attn-export; please report it.", err=True)
+            ctx.exit(70)
+
+
+def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _dimension(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(name, type=click.IntRange(min=0), help=f"Built-in models: {text}.")
+
+
+model_options = _together(
+    click.argument("model", default="mqa"),
+    _dimension("--vocab-size", "tokens in the vocabulary [30522]"),
+    _dimension("--hidden-size", "hidden size M [768]"),
+    _dimension("--heads", "query heads H [12]"),
+    _dimension("--kv-heads", "key/value heads K, for gqa [a third of the heads]"),
+    _dimension("--layers", "layers L [12]"),
+    _dimension("--positions", "longest sequence of the position table [128]"),
+    _dimension("--classes", "classes [3]"),
+    _dimension("--ffn-size", "width of a feed-forward block, 0 for none [0]"),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of built-in weights."
+    ),
+    click.option("--weights", type=PATH, help="Checkpoint: .safetensors, .pt, .pth or .bin."),
+    click.option("--max-length", type=click.IntRange(min=1), help="Longest sequence, in tokens."),
+    click.option(
+        "--lowering",
+        type=click.Choice(["expand", "fold"]),
+        default="fold",
+        show_default=True,
+        help="How shared key/value heads are written.",
+    ),
+)
+
+tolerance_options = _together(
+    click.option("--atol", multiple=True, metavar="[OUTPUT:]VALUE", help="Absolute tolerance."),
+    click.option("--rtol", multiple=True, metavar="[OUTPUT:]VALUE", help="Relative tolerance."),
+)
+
+data_options = _together(
+    click.option("--data", type=PATH, help="Requests: .jsonl, .txt or .npz."),
+    click.option("--tokenizer", type=PATH, help="tokenizer.json, for texts."),
+)
+
+backend_option = click.option(
+    "--backend", default="auto", show_default=True, help="auto, onnxruntime or a plug-in's name."
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+bundle_argument = click.argument("directory", metavar="DIR", type=PATH)
+
+DIMENSIONS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "layers": "num_layers",
+    "positions": "max_length",
+    "classes": "num_classes",
+    "ffn_size": "ffn_size",
+}
+
+
+def model_source(model: str, values: dict[str, Any]) -> ModelSource:
+    """The model that the shared options describe."""
+    from attn_export.lazy import require
+
+    require("torch", extra="export")
+    from attn_export.exporter.source import BUILTIN, ModelSource
+
+    given = {DIMENSIONS[k]: values[k] for k in DIMENSIONS if values[k] is not None}
+    return ModelSource(
+        model=model,
+        options=given,
+        weights=str(values["weights"]) if values["weights"] else None,
+        seed=values["seed"],
+        max_length=None if model in BUILTIN else values["max_length"],
+    )
+
+
+def command_line() -> str:
+    """How this command was called, for the manifest."""
+    import shlex
+
+    return shlex.join(["attn-export", *sys.argv[1:]])

@@ -1,0 +1,220 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from attn_export import build as builder
+from attn_export.cli import main
+from attn_export.errors import BuildFailed, GateFailed, HostError, Inconclusive
+
+DIMENSIONS = [
+    "--hidden-size",
+    "32",
+    "--heads",
+    "4",
+    "--layers",
+    "2",
+    "--vocab-size",
+    "60",
+    "--positions",
+    "16",
+]
+SMALL = [*DIMENSIONS, "--buckets", "2"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli") / "bundle"
+    result = call("build", "--fp16", "mqa", *SMALL, "-o", directory)
+    assert result.exit_code == 0, result.output
+    return directory
+
+
+def test_build_says_its_steps_on_stderr_and_the_verdict_on_stdout(tmp_path: Path) -> None:
+    result = call("build", "--fp16", "gqa", *SMALL, "-o", tmp_path / "b")
+    assert result.exit_code == 0
+    assert "[PASS] onnxruntime-fp16" in result.stdout
+    assert "exporting to ONNX" in result.stderr
+    assert "exporting to ONNX" not in result.stdout
+
+
+def test_json_leaves_stdout_to_the_result(tmp_path: Path, made: Path) -> None:
+    for arguments in (
+        ["build", "mqa", *SMALL, "-o", str(tmp_path / "b"), "--json"],
+        ["parity", str(made), "--json"],
+        ["compile", str(tmp_path / "b"), "--json"],
+        ["inspect", str(made), "--json"],
+        ["inspect", str(made / "model.onnx"), "--json"],
+        ["export", "mqa", *DIMENSIONS, "-o", str(tmp_path / "m.onnx"), "--json"],
+        ["doctor", "--json"],
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 0, result.output
+        assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_inspect_shows_a_bundle_and_a_graph(made: Path) -> None:
+    shown = call("inspect", made).stdout
+    for words in (
+        "model mqa",
+        "buckets ",
+        "graph fp16: model.fp16.onnx",
+        "FP32 islands (mask)",
+        "engine onnxruntime-fp32: parity passed",
+        "roles: ",
+    ):
+        assert words in shown
+    graph = call("inspect", made / "model.fp16.onnx").stdout
+    assert "opset 17" in graph
+    assert "Softmax 2" in graph
+
+
+def test_parity_exit_codes(made: Path, tmp_path: Path) -> None:
+    assert call("parity", made).exit_code == 0
+    tight = call("parity", made, "--engine", "onnxruntime-fp16", "--atol", "0", "--rtol", "0")
+    assert tight.exit_code == 1
+    assert "Error: parity failed: onnxruntime-fp16" in tight.stderr
+    assert call("parity", made).exit_code == 0  # and the verdict in the bundle is good again
+    loose = call("parity", made, "--engine", "onnxruntime-fp16", "--atol", "0.1")
+    assert loose.exit_code == 2
+    altered = shutil.copytree(made, tmp_path / "altered")
+    content = bytearray((altered / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (altered / "model.onnx").write_bytes(content)
+    refused = call("parity", altered)
+    assert refused.exit_code == 4
+    assert "was altered" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["build", "nonsense"], 2, "unknown model 'nonsense'"),
+        (["build", "mha", "--heads", "5"], 2, "5 heads do not divide the hidden size 768"),
+        (["build", "mqa", "--kv-heads", "3"], 2, "use the model gqa"),
+        (["build", "absent.py:make"], 2, "no file absent.py"),
+        (["build", "--fp16-io"], 2, "need --fp16"),
+        (["build", "--minShapes", "x:1x1"], 2, "profiles are computed from lengths"),
+        (["build", "mqa", "--max-length", "4096"], 2, "over the model's maximum"),
+        (["build", "--data", "absent.jsonl", *SMALL], 2, "absent.jsonl"),
+        (["parity", "absent"], 4, "is not a bundle"),
+        (["inspect", "absent"], 4, "is not a bundle"),
+        (["bench", "absent"], 4, "is not a bundle"),
+        (["compile", "absent"], 4, "is not a bundle"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GateFailed("x"), 1),
+        (HostError("x"), 3),
+        (BuildFailed("x"), 4),
+        (Inconclusive("x"), 5),
+        (RuntimeError("x"), 70),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_exit_code(
+    made: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(builder, "compile_bundle", fail)
+    result = call("compile", made)
+    assert result.exit_code == code
+    assert ("Traceback" in result.stderr) == (code == 70)
+
+
+def test_a_graph_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no graph at all")
+    result = call("inspect", tmp_path / "text.onnx")
+    assert result.exit_code == 4
+    assert "cannot be read as an ONNX graph" in result.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_stopped_leaves_the_old_bundle_and_can_be_repeated(
+    made: Path, tmp_path: Path, root: Path, how: signal.Signals
+) -> None:
+    directory = shutil.copytree(made, tmp_path / "bundle")
+    before = (directory / "manifest.json").read_bytes()
+    command = [sys.executable, "-m", "attn_export", "build", "mqa", *SMALL, "-o", str(directory)]
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "exporting" in line:
+                break
+        time.sleep(0.2)
+        process.send_signal(how)
+        process.communicate()
+    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    assert (directory / "manifest.json").read_bytes() == before
+    assert call("parity", directory).exit_code == 0
+    assert call("build", "mqa", *SMALL, "-o", directory).exit_code == 0
+    assert not list(directory.glob(".*"))
+
+
+def test_a_read_only_bundle_loads_and_proves(
+    made: Path, tmp_path: Path, fresh_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    if os.geteuid() == 0 and shutil.which("unshare") is None:
+        pytest.skip("root ignores permissions and there is no unshare to mount read-only")
+    directory = shutil.copytree(made, tmp_path / "bundle")
+    command = [sys.executable, "-m", "attn_export", "parity", str(directory)]
+    if os.geteuid() == 0:
+        script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", script, str(directory), *command]
+    else:
+        for path in [directory, *directory.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
+    )
+    if "mount" in result.stderr and result.returncode not in (0, 1):
+        pytest.skip(f"cannot mount read-only here: {result.stderr.strip()}")
+    assert result.returncode == 0, result.stderr
+    assert "[PASS]" in result.stdout
+    assert "not recorded in the bundle" in result.stderr
