@@ -87,8 +87,8 @@ def lower(module: nn.Module, lowering: Lowering) -> None:
 def build_encoder(spec: EncoderSpec, seed: int) -> EncoderClassifier:
     """Make an encoder with seeded weights at the scale of a trained one.
 
-    A layer's output must differ between inputs, or parity would compare constants: projections
-    keep the variance of what they read, and the classes' logits spread by about one.
+    Every projection keeps the variance of what it reads, so that logits differ between inputs by
+    about 0.5; with a fresh module's weights they all look alike, and parity compares constants.
     """
     with torch.device("meta"):
         module = EncoderClassifier(spec)
@@ -97,7 +97,6 @@ def build_encoder(spec: EncoderSpec, seed: int) -> EncoderClassifier:
     with torch.no_grad():
         for part in module.modules():
             _initialise(part, generator)
-        module.classifier.weight.mul_(2.0)
     return module.eval()
 
 

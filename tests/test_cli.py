@@ -158,6 +158,20 @@ def test_each_error_has_its_exit_code(
     assert ("Traceback" in result.stderr) == (code == 70)
 
 
+def test_a_reader_that_stops_early_is_no_defect(made: Path, root: Path) -> None:
+    command = f"{sys.executable} -m attn_export inspect {made} | head -n 1"
+    result = subprocess.run(
+        command,
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+    )
+    assert result.stdout.startswith("model mqa")
+    assert result.stderr == ""
+
+
 def test_a_graph_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph at all")
     result = call("inspect", tmp_path / "text.onnx")

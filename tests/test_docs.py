@@ -56,3 +56,29 @@ def test_every_command_in_a_page_parses(page: Path) -> None:
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def block_after(heading: str) -> list[list[str]]:
+    """The commands of the README's section with this heading."""
+    section = (ROOT / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return commands_in(section)
+
+
+def test_the_readmes_start_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = block_after("Start")
+    assert [arguments[0] for arguments in commands] == [
+        "build",
+        "parity",
+        "bench",
+        "inspect",
+        "doctor",
+    ]
+    for arguments in commands:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, f"{arguments}: {result.output}"
+    python = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for code in python:
+        exec(compile(code, "README.md", "exec"), {})
