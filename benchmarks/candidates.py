@@ -47,6 +47,7 @@ ENGINE = ("engine-padded", BUCKETED, HAND_SORTED)
 NARROW_BUDGETS = (192, 384, 576)
 WIDE_BUDGETS = (2048,)
 TRIAL_SAMPLES = 1000
+WAKE_SAMPLES, WAKE_BATCHES = 100, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,9 @@ class Candidate(Protocol):
 
     def prepare(self, workload: Workload, count: int) -> Prepared:
         """Choose about ``count`` requests for the turns to come."""
+
+    def wake(self) -> None:
+        """Run a little of it untimed: threads and memory come back from the wait."""
 
     def turn(self) -> list[float]:
         """Run them; the time of each batch in ms, where batches run one after the other."""
@@ -174,6 +178,10 @@ class BatchLoop:
         self._feeds = [workload.feeds(batch) for batch in batches]
         return _prepared(workload, batches)
 
+    def wake(self) -> None:
+        """One batch."""
+        self._run(self._feeds[0])
+
     def turn(self) -> list[float]:
         """Run and time each batch."""
         return [_timed_ms(partial(self._run, feeds)) for feeds in self._feeds]
@@ -208,6 +216,10 @@ class RunMany:
             batches=len(planned),
         )
 
+    def wake(self) -> None:
+        """A few batches."""
+        self._engine.run_many(self._sequences[:WAKE_SAMPLES])
+
     def turn(self) -> list[float]:
         """Run all; batches overlap, so none has a time of its own."""
         self._engine.run_many(self._sequences)
@@ -241,11 +253,18 @@ class HandSorted:
         threads = "all threads" if is_wide else "one thread"
         return _prepared(workload, batches, f"{threads} a batch of {tokens} tokens")
 
+    def wake(self) -> None:
+        """A few batches."""
+        self._run(self._feeds[:WAKE_BATCHES])
+
     def turn(self) -> list[float]:
         """Run all; with one thread a batch, batches overlap and none has a time of its own."""
+        return self._run(self._feeds)
+
+    def _run(self, all_feeds: list[Feeds]) -> list[float]:
         if self._is_wide:
-            return [_timed_ms(partial(self._wide.run, feeds)) for feeds in self._feeds]
-        list(self._pool.map(self._narrow.run, self._feeds))
+            return [_timed_ms(partial(self._wide.run, feeds)) for feeds in all_feeds]
+        list(self._pool.map(self._narrow.run, all_feeds))
         return []
 
     def _trial_ms(self, workload: Workload, indices: Lengths, is_wide: bool, tokens: int) -> float:

@@ -1,7 +1,8 @@
 """The workers of one measurement: started, warmed up, and asked in turn A B C, C B A, A B C.
 
 Only one works at a time; the others are blocked in a read. What slows the machine for a while so
-slows them all, and none always runs after the same other one.
+slows them all, and none always runs after the same other one. Each turn begins with a little work
+that is not timed: the first batch after a wait is slower, and a short turn has hardly another.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def _serve(orders: TextIO, answers: TextIO, stack: ExitStack) -> None:
             case "prepare":
                 _answer(answers, asdict(candidate.prepare(workload, order["samples"])))
             case "turn":
+                candidate.wake()
                 seconds, batch_ms = _timed(candidate.turn)
                 _answer(answers, {"seconds": seconds, "batch_ms": batch_ms})
             case "stop":

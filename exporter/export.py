@@ -25,6 +25,7 @@ from .graph_file import Place, in_places, read_graph, write_graph
 from .integer_casts import skip_integer_casts
 from .naming import name_by_role
 from .opset import OPSET, to_opset_17
+from .query_scale import fold_scales
 from .reshapes import simplify_reshapes
 from .source import LoadedModel
 
@@ -63,6 +64,7 @@ def transform(graph: ir.Model, model: LoadedModel) -> tuple[TensorSpec, ...]:
     to_opset_17(graph)
     simplify_reshapes(graph.graph)
     skip_integer_casts(graph.graph)
+    fold_scales(graph.graph)
     passes.IdentityEliminationPass()(graph)
     passes.CommonSubexpressionEliminationPass()(graph)
     passes.RemoveUnusedNodesPass()(graph)
