@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import tempfile
 import warnings
@@ -126,6 +127,8 @@ def _trace(model: LoadedModel, path: Path) -> None:
         raise
     except Exception as error:  # whatever the user's own code or torch raises
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cause from error
         raise BuildFailed(
             f"torch could not export {model.source.model}: {type(cause).__name__}: {cause}"
         ) from error

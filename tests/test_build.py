@@ -300,6 +300,43 @@ def test_the_example_goes_the_whole_road(tmp_path: Path, root: Path, fp16_io: bo
     assert set(islands) == {"mask", "norm_statistics"}
 
 
+TORCH_ATTENTION = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+def make():
+    torch.manual_seed(0)
+    axes = {"x": {0: "batch", 1: "sequence"}}
+    return Net(), {"x": torch.randn(2, 8, 64)}, axes
+"""
+
+
+@pytest.mark.parametrize("fp16_io", [False, True])
+def test_torchs_own_attention_with_float_inputs_goes_the_whole_road(
+    tmp_path: Path, fp16_io: bool
+) -> None:
+    (tmp_path / "net.py").write_text(TORCH_ATTENTION)
+    source = ModelSource(model=f"{tmp_path / 'net.py'}:make", max_length=24)
+    require_parity(
+        build(plan_of(source, fp16=Fp16Options(fp16_io=fp16_io)), tmp_path / "b", say=say)
+    )
+    x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    rows = {}
+    for precision in ("fp32", "fp16"):
+        with attn_export.load(tmp_path / "b", precision=precision, threads=1) as engine:
+            rows[precision] = engine.run_many([{"x": x}, {"x": x[:2]}])["output"]
+            assert engine.run({"x": x[None]})["output"].shape == (1, 5, 64)
+    assert [row.shape for row in rows["fp16"]] == [(5, 64), (2, 64)]
+    np.testing.assert_allclose(rows["fp16"][0], rows["fp32"][0], atol=5e-3)
+
+
 def test_a_lone_graph_is_compared_and_written_whole(tmp_path: Path) -> None:
     summary, verdict = export(tiny("gqa"), tmp_path / "out" / "g.onnx", lowering="fold", say=say)
     assert "equal to eager PyTorch" in verdict

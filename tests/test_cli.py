@@ -207,6 +207,29 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle_and_can_be_repeated(
     assert not list(directory.glob(".*"))
 
 
+def test_a_full_disk_is_the_machines_fault_and_leaves_nothing(tmp_path: Path, root: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("it takes root and unshare to mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    build = [sys.executable, "-m", "attn_export", "build", "mqa", *SMALL, "-o", f"{disk}/bundle"]
+    script = (
+        'mount -t tmpfs -o size=64k tmpfs "$0" || exit 99; "$@"; code=$?; ls -A "$0"; exit $code'
+    )
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(disk), *build],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+    )
+    if result.returncode == 99:
+        pytest.skip(f"cannot mount here: {result.stderr.strip()}")
+    assert result.returncode == 3, result.stderr
+    assert "has no space left" in result.stderr
+    assert result.stdout == ""
+
+
 def test_a_read_only_bundle_loads_and_proves(
     made: Path, tmp_path: Path, fresh_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -284,6 +284,7 @@ def disk_errors(where: Path) -> Iterator[None]:
         errno.EROFS: "is on a read-only file system",
         errno.EACCES: "may not be written",
         errno.EPERM: "may not be written",
+        errno.ENOENT: "cannot be written",
         errno.ENOSPC: "has no space left",
         errno.EDQUOT: "is over its quota",
         errno.EFBIG: "does not take a file this large",
