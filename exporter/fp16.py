@@ -95,13 +95,14 @@ def _cast_at_borders(graph: ir.Graph, half: set[ir.Node]) -> int:
             if node.op_type == "Cast":
                 continue  # it reads either
             if (value, wanted) not in casts:
-                casts[value, wanted] = _cast(graph, value, wanted)
+                suffix = "fp16" if wanted == HALF else "fp32"
+                casts[value, wanted] = insert_cast(graph, value, wanted, suffix)
             node.replace_input_with(index, casts[value, wanted])
     return len(casts)
 
 
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    suffix = "fp16" if dtype == HALF else "fp32"
+def insert_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+    """A Cast of ``value`` directly after what makes it; named ``<value>.<suffix>``."""
     node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}.{suffix}")
     out = node.outputs[0]
     out.name, out.dtype, out.shape = node.name, dtype, value.shape

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .fp16 import FULL, HALF
+from .fp16 import FULL, HALF, insert_cast
 from .graph_file import Place, in_places, read_graph
 
 # They only move what is already FP16.
@@ -51,23 +51,11 @@ def _compute_in_fp32(graph: ir.Graph) -> None:
             if value is None or value.dtype != HALF:
                 continue
             if value not in wide:
-                wide[value] = _widened(graph, value)
+                wide[value] = insert_cast(graph, value, FULL, "widened")
             node.replace_input_with(index, wide[value])
         for value in list(node.outputs):
             if value.dtype == HALF:
                 _round_output(graph, node, value)
-
-
-def _widened(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    node = ir.node("Cast", [value], {"to": int(FULL)}, name=f"{value.name}.widened")
-    out = node.outputs[0]
-    out.name, out.dtype, out.shape = node.name, FULL, value.shape
-    producer = value.producer()
-    if producer is not None:
-        producer.append(node)
-    else:
-        graph.insert_before(graph[0], node)
-    return out
 
 
 def _round_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
