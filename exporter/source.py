@@ -68,7 +68,7 @@ class ModelSource:
         return spec
 
     def as_mha(self) -> ModelSource:
-        """The MHA of the same size with its own seeded weights: the exercise's baseline."""
+        """The MHA of the same size with its own seeded weights: the baseline of benchmarks."""
         options = {k: v for k, v in self.options.items() if k != "num_kv_heads"}
         return replace(self, model="mha", options=options, weights=None)
 

@@ -17,7 +17,7 @@ SMALL = {"hidden_size": 32, "num_heads": 4, "num_layers": 3, "vocab_size": 60, "
     [(12, 52_498_947), (4, 43_049_475), (1, 39_505_923)],
     ids=["mha", "gqa", "mqa"],
 )
-def test_the_default_size_is_that_of_the_exercise(kv_heads: int, parameters: int) -> None:
+def test_the_default_sizes_add_up_to_these_parameters(kv_heads: int, parameters: int) -> None:
     with torch.device("meta"):
         module = EncoderClassifier(EncoderSpec(num_kv_heads=kv_heads))
     assert sum(p.numel() for p in module.parameters()) == parameters
