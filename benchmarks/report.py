@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from attn_export.bundle import Bundle, write_atomic
+from attn_export.bundle import REPORTS, Bundle, write_atomic
 from attn_export.errors import HostError
 
 from .bench import BenchReport, CandidateResult
@@ -21,7 +21,6 @@ from .metrics import Comparison
 from .parity import EngineParity, ParityReport
 from .stats import Interval
 
-REPORTS = "reports"
 _SHORT = {
     "eager-mha-padded": "x mha\npadded",
     "eager-padded": "x own\npadded",

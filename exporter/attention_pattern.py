@@ -20,6 +20,11 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None
 
 
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is known to hold floats."""
+    return value is not None and value.dtype is not None and value.dtype.is_floating_point()
+
+
 def inputs_of(node: ir.Node) -> list[ir.Value]:
     """The inputs that are there; optional ones may be left out."""
     return [value for value in node.inputs if value is not None]
@@ -88,7 +93,7 @@ def _label_mask(value: ir.Value, found: dict[ir.Node, str]) -> None:
     reads_weights = any(
         is_constant(operand) and operand.shape is not None and len(operand.shape) > 1
         for operand in inputs_of(node)
-        if operand.dtype is not None and operand.dtype.is_floating_point()
+        if is_float(operand)
     )
     if reads_weights or node.op_type in ("MatMul", "Gemm", "LayerNormalization"):
         return

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from attn_export import roles
 
-from .attention_pattern import attention_roles, inputs_of, is_constant
+from .attention_pattern import attention_roles, inputs_of, is_constant, is_float
 from .norm_pattern import norm_statistics
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -66,7 +66,7 @@ def _role(node: ir.Node) -> str:
         return roles.NORM
     if _is_lookup(node):
         return roles.EMBEDDING
-    if op == "Add" and _is_float(node.outputs[0]):
+    if op == "Add" and is_float(node.outputs[0]):
         return _role_of_add(operands)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", op).lower()
 
@@ -85,12 +85,8 @@ def _is_lookup(node: ir.Node) -> bool:
     return (
         node.op_type in ("Gather", "Slice")
         and is_constant(node.inputs[0])
-        and _is_float(node.inputs[0])
+        and is_float(node.inputs[0])
     )
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype is not None and value.dtype.is_floating_point()
 
 
 def _name_weight(

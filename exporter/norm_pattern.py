@@ -10,7 +10,7 @@ from collections import deque
 
 import onnx_ir as ir
 
-from .attention_pattern import inputs_of
+from .attention_pattern import inputs_of, is_float
 
 _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"}
 _ROOTS = {"Sqrt", "Pow", "Reciprocal"}
@@ -23,17 +23,12 @@ def norm_statistics(graph: ir.Graph) -> set[ir.Node]:
     """All nodes of such statistics, from the square to the product with the row."""
     found: set[ir.Node] = set()
     for mean in graph:
-        if mean.op_type in _MEANS and _is_float(mean):
+        if mean.op_type in _MEANS and is_float(mean.outputs[0]):
             down = _down_to_root(mean)
             if down or mean.op_type == "ReduceL2":
                 found |= {mean, *down, *_squares(mean)}
     _add_centring(found)
     return found
-
-
-def _is_float(node: ir.Node) -> bool:
-    dtype = node.outputs[0].dtype
-    return dtype is not None and dtype.is_floating_point()
 
 
 def _down_to_root(mean: ir.Node) -> set[ir.Node]:

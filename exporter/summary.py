@@ -11,6 +11,7 @@ import onnx_ir as ir
 from attn_export.errors import BundleError
 from attn_export.roles import ROLES, role_of
 
+from .attention_pattern import is_float
 from .graph_file import read_graph
 
 
@@ -18,7 +19,7 @@ def summarise(model: ir.Model) -> dict[str, Any]:
     """Counts of operators, roles and stored dtypes; inputs and outputs; opset and provenance."""
     graph = model.graph
     weights = [v for v in graph.initializers.values() if v.const_value is not None]
-    floats = [v for v in weights if v.dtype is not None and v.dtype.is_floating_point()]
+    floats = [v for v in weights if is_float(v)]
     stored = Counter[str]()
     for value in weights:
         if value.const_value is not None:

@@ -5,7 +5,6 @@ Stages do not call each other; they meet here and in the bundle's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from attn_export.bucketing import BucketOptions
 from attn_export.bundle import Bundle, disk_errors, locked, staged, write_manifest
 from attn_export.errors import GateFailed, HostError
 from attn_export.lazy import require
-from attn_export.portable import Fp16Options, require_export, write_portable
+from attn_export.portable import Fp16Options, Say, require_export, write_portable
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.oracle import ReferenceKind
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from attn_export.benchmarks.tolerances import Tolerances
     from attn_export.exporter.attention import Lowering
     from attn_export.exporter.source import ModelSource
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
