@@ -28,6 +28,7 @@ from .naming import name_by_role
 from .opset import OPSET, to_opset_17
 from .query_scale import fold_scales
 from .reshapes import simplify_reshapes
+from .shape_slices import pick_from_whole_shapes
 from .source import LoadedModel
 
 MAX_BATCH = 1 << 16
@@ -65,6 +66,7 @@ def transform(graph: ir.Model, model: LoadedModel) -> tuple[TensorSpec, ...]:
     to_opset_17(graph)
     simplify_reshapes(graph.graph)
     skip_integer_casts(graph.graph)
+    pick_from_whole_shapes(graph.graph)
     fold_scales(graph.graph)
     passes.IdentityEliminationPass()(graph)
     passes.CommonSubexpressionEliminationPass()(graph)
