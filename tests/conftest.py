@@ -12,6 +12,24 @@ import pytest
 
 from attn_export.engines import cuda_driver
 
+from .tensorrt_double.fixtures import (
+    child_environment,
+    cuda_double,
+    lean_double,
+    surface,
+    tensorrt_double,
+    tensorrt_version,
+)
+
+__all__ = [
+    "child_environment",
+    "cuda_double",
+    "lean_double",
+    "surface",
+    "tensorrt_double",
+    "tensorrt_version",
+]
+
 ROOT = Path(__file__).resolve().parent.parent
 FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
 

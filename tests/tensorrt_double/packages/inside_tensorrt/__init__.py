@@ -1,0 +1,1 @@
+"""Behind the modules ``tensorrt`` and ``tensorrt_lean`` of the double."""
