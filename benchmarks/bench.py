@@ -6,9 +6,12 @@ Throughput counts real samples, never padding; ratios are taken round by round.
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,83 +23,18 @@ from attn_export.engines.doctor import examine
 from attn_export.errors import BundleError, InputError, UsageError
 from attn_export.manifest import EngineRecord
 
-from .candidates import BUCKETED, EAGER, EAGER_MHA, ENGINE, Prepared, Settings
+from .bench_report import BenchReport, CandidateResult
+from .candidates import Settings, longest_of
+from .devices import CPU, GPU, device_of
+from .gpu_watch import GpuWatch
+from .interpreter import Interpreter, other_interpreter, this_interpreter
+from .judge import runs_on_cpu
+from .lineup import Lineup
 from .rounds import FULL, QUICK, Entry, Rounds, Say
-from .stats import Interval, median_interval, percentiles, ratio_interval
+from .stats import median_interval, percentiles, ratio_interval
 from .workload import Ids, synthetic_sequences
 
-SCHEMA_VERSION = 1
 SYNTHETIC = "2,000 synthetic sequences: uniform ids, as long as tweets"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateResult:
-    """What one candidate reached.
-
-    Args:
-        name: the candidate, and the engine where it runs one.
-        prepared: what each turn ran.
-        samples_per_s: real samples; the median over rounds, with its interval.
-        rounds: samples a second in each round.
-        batch_ms: p50, p90, p99 of a batch, where batches run one after the other.
-        ratios: how many times each baseline, by the baseline's name.
-        cold_start_s: loading and the first request, in a fresh process after its imports (the
-            files are in the page cache); ``cold_start_with_imports_s`` is from its start.
-        peak_mib: the process's largest resident size.
-    """
-
-    name: str
-    candidate: str
-    engine: str | None
-    note: str
-    prepared: Prepared
-    samples_per_s: Interval
-    rounds: list[float]
-    batch_ms: dict[str, float] | None
-    ratios: dict[str, Interval]
-    cold_start_s: float
-    cold_start_with_imports_s: float
-    peak_mib: float
-
-    @property
-    def padded_share(self) -> float:
-        """Padding, as a share of all tokens computed."""
-        return 1 - self.prepared.tokens / self.prepared.computed_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchReport:
-    """The result of :func:`run_bench`.
-
-    Args:
-        padded_shares: padding as a share of all tokens, if every sequence were padded to the
-            maximum or to its bucket's edge; what each candidate computed is in its result.
-        skipped: candidates that could not run here, and why.
-        load_average: of the last minute, before and after.
-    """
-
-    model: str
-    data: str
-    sequences: int
-    mean_length: float
-    max_length: int
-    batch_size: int
-    threads: int
-    rounds: int
-    quick: bool
-    padded_shares: dict[str, float]
-    results: list[CandidateResult]
-    skipped: dict[str, str]
-    environment: dict[str, Any]
-    load_average: tuple[float, float]
-    schema_version: int = SCHEMA_VERSION
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        data = asdict(self)
-        for entry, result in zip(data["results"], self.results, strict=True):
-            entry["padded_share"] = result.padded_share
-        return data
 
 
 def run_bench(
@@ -108,21 +46,32 @@ def run_bench(
     batch_size: int = 64,
     rounds: int | None = None,
     threads: int | None = None,
+    allow_host_code: bool = False,
+    eager_python: str | None = None,
+    engine_python: str | None = None,
     say: Say = lambda text: None,
 ) -> BenchReport:
-    """Measure every engine of a bundle, or one, beside eager PyTorch FP32.
+    """Measure every engine of a bundle that this host can run, or one, beside eager PyTorch FP32.
+
+    Eager runs on the device of the engine that it is compared with; where torch cannot use the
+    GPU it runs on the CPU, and a note says so.
 
     Args:
         sequences: int32 ids, each of shape [tokens]; None for synthetic ones as long as tweets.
         quick: short turns and two rounds: a first impression.
         batch_size: samples in a batch of the padded candidates.
         threads: CPU threads of every candidate, or None for each CPU that this process may use.
+        allow_host_code: run the code that a version-compatible plan may carry.
+        eager_python: the interpreter of eager candidates, with torch; None is this one.
+        engine_python: the interpreter of engines: Python 3.10 or later with numpy and the
+            backend's packages; None is this one.
         say: told each step.
 
     Raises:
-        UsageError: unknown engine; a number below 1; more threads than CPUs.
+        UsageError: unknown engine or interpreter; a number below 1; more threads than CPUs.
         InputError: no sequences, or one that is empty or longer than the engines take.
         BundleError: no engine, or an altered file.
+        HostError: if this host cannot run the named engine, or none at all.
         AttnExportError: if an engine fails. Eager candidates that fail are skipped with a reason.
     """
     plan = QUICK if quick else FULL
@@ -132,38 +81,54 @@ def run_bench(
     _check_numbers(batch_size=batch_size, rounds=count, threads=threads)
     if threads > cpus:
         raise UsageError(f"threads is {threads}; this process may use {cpus} CPUs")
-    longest = bundle.manifest.max_length
+    chosen = _chosen(bundle, engine)
     data = SYNTHETIC if sequences is None else f"{len(sequences)} given sequences"
-    if sequences is None:
-        sequences = synthetic_sequences(bundle.manifest.inputs, longest)
-    _check_sequences(sequences, longest)
-    candidates, skipped = _candidates(bundle, engine)
+    sequences = _sequences(bundle, chosen, sequences)
+    common = Settings(
+        candidate="",
+        engine=None,
+        threads=threads,
+        batch_size=batch_size,
+        allow_host_code=allow_host_code,
+    )
     before = os.getloadavg()[0]
+    watch = GpuWatch()
     with ExitStack() as stack:
-        field = Rounds(bundle, sequences, plan, say, stack)
-        for kind, name in candidates:
-            field.start(
-                Settings(candidate=kind, engine=name, threads=threads, batch_size=batch_size)
-            )
+        if any(device_of(record) == GPU for record in chosen.values()):
+            stack.enter_context(watch)
+        field = Rounds(
+            bundle,
+            sequences,
+            plan,
+            eager=_interpreter(eager_python, stack),
+            engine=_interpreter(engine_python, stack),
+            say=say,
+            stack=stack,
+        )
+        lineup = Lineup(bundle, field, common)
+        lineup.start(chosen, named=engine is not None)
         field.prepare()
         for number in range(1, count + 1):
             field.run(f"round {number} of {count}")
-        peaks = field.stop()
+        latencies = field.latencies()
+        needed = field.stop()
     return BenchReport(
         model=str(bundle.manifest.model.get("name", "")),
         data=data,
         sequences=len(sequences),
         mean_length=float(np.mean([len(ids) for ids in sequences])),
-        max_length=longest,
+        max_length=bundle.manifest.max_length,
         batch_size=batch_size,
         threads=threads,
         rounds=count,
         quick=quick,
         padded_shares=_padded_shares(sequences, bundle.manifest.buckets["edges"]),
-        results=[_result(bundle, entry, field.entries, peaks) for entry in field.entries],
-        skipped={**skipped, **field.skipped},
-        environment=_environment(),
+        results=[_result(bundle, entry, field.entries, needed) for entry in field.entries],
+        skipped={**lineup.skipped, **field.skipped},
+        environment=_environment(watch),
         load_average=(before, os.getloadavg()[0]),
+        latencies=latencies,
+        notes=[*lineup.notes(), *watch.notes],
     )
 
 
@@ -173,20 +138,7 @@ def _check_numbers(**given: int) -> None:
             raise UsageError(f"{name} is {value}; it must be at least 1")
 
 
-def _check_sequences(sequences: Sequence[Ids], longest: int) -> None:
-    if not sequences:
-        raise InputError("there are no sequences to measure with; give at least one")
-    for index, ids in enumerate(sequences):
-        if not 1 <= len(ids) <= longest:
-            raise InputError(
-                f"sequence {index} (from 0) has {len(ids)} tokens; the engines take 1 to {longest}"
-            )
-
-
-def _candidates(
-    bundle: Bundle, engine: str | None
-) -> tuple[list[tuple[str, str | None]], dict[str, str]]:
-    """Every (candidate, engine) of this bundle, baselines first; and what is left out, and why."""
+def _chosen(bundle: Bundle, engine: str | None) -> dict[str, EngineRecord]:
     engines = bundle.manifest.engines
     if not engines:
         raise BundleError(
@@ -194,21 +146,31 @@ def _candidates(
         )
     if engine is not None and engine not in engines:
         raise UsageError(f"unknown engine {engine!r}; the bundle has: {', '.join(engines)}")
-    model, skipped = bundle.manifest.model, {}
-    if not model.get("builtin"):
-        skipped[EAGER_MHA] = "only a built-in model has an MHA of the same size"
-    elif model.get("name") == "mha":
-        skipped[EAGER_MHA] = "the model is that MHA itself: see eager-padded"
-    chosen: list[tuple[str, str | None]] = [(kind, None) for kind in EAGER if kind not in skipped]
-    for name in engines if engine is None else [engine]:
-        # A CPU computes FP16 in FP32: one row shows that it gains nothing.
-        kinds = (BUCKETED,) if _is_widened(engines[name]) else ENGINE
-        chosen += [(kind, name) for kind in kinds]
-    return chosen, skipped
+    return {name: engines[name] for name in (engines if engine is None else [engine])}
 
 
-def _is_widened(record: EngineRecord) -> bool:
-    return (record.backend, record.precision) == ("onnxruntime", "fp16")
+def _sequences(
+    bundle: Bundle, chosen: Mapping[str, EngineRecord], given: Sequence[Ids] | None
+) -> Sequence[Ids]:
+    """The given sequences, if all engines take them; or synthetic ones that they take."""
+    longest = min(longest_of(bundle, record) for record in chosen.values())
+    if given is None:
+        return synthetic_sequences(bundle.manifest.inputs, longest)
+    if not given:
+        raise InputError("there are no sequences to measure with; give at least one")
+    for index, ids in enumerate(given):
+        if not 1 <= len(ids) <= longest:
+            raise InputError(
+                f"sequence {index} (from 0) has {len(ids)} tokens; the engines take 1 to {longest}"
+            )
+    return given
+
+
+def _interpreter(python: str | None, stack: ExitStack) -> Interpreter:
+    if python is None or python == sys.executable:
+        return this_interpreter()
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return other_interpreter(python, Path(folder))
 
 
 def _padded_shares(sequences: Sequence[Ids], edges: Sequence[int]) -> dict[str, float]:
@@ -220,7 +182,7 @@ def _padded_shares(sequences: Sequence[Ids], edges: Sequence[int]) -> dict[str, 
     }
 
 
-def _environment() -> dict[str, Any]:
+def _environment(watch: GpuWatch) -> dict[str, Any]:
     found = examine()
     packages = {p.name: p.version for extra in found.extras.values() for p in extra if p.version}
     return {
@@ -230,15 +192,16 @@ def _environment() -> dict[str, Any]:
         "cpu": asdict(found.cpu),
         "memory_mib": found.memory_mib,
         "packages": packages,
+        **({"cuda": asdict(found.cuda), "gpu": watch.found} if watch.found else {}),
     }
 
 
 def _result(
-    bundle: Bundle, entry: Entry, entries: Sequence[Entry], peaks: Mapping[str, float]
+    bundle: Bundle, entry: Entry, entries: Sequence[Entry], needed: Mapping[str, dict[str, Any]]
 ) -> CandidateResult:
     settings = entry.settings
     record = bundle.manifest.engines[settings.engine] if settings.engine else None
-    widened = record is not None and _is_widened(record)
+    widened = record is not None and runs_on_cpu(record) and record.precision == "fp16"
     return CandidateResult(
         name=settings.name,
         candidate=settings.candidate,
@@ -251,8 +214,17 @@ def _result(
         ratios={
             other.settings.name: ratio_interval(entry.rounds, other.rounds)
             for other in entries
-            if other is not entry and other.settings.engine in (None, settings.engine)
+            if other is not entry and _is_baseline(other.settings, settings)
         },
-        peak_mib=peaks[settings.name],
+        device=GPU if entry.on_gpu else CPU,
+        eager_device=settings.eager_device,
+        **needed[settings.name],
         **entry.started,
     )
+
+
+def _is_baseline(other: Settings, of: Settings) -> bool:
+    """Whether they are compared: the same engine, or eager on the device that belongs to it."""
+    if other.engine is None:
+        return other.eager_device == of.eager_device
+    return other.engine == of.engine

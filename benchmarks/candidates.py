@@ -1,86 +1,61 @@
-"""What is measured: ways of running the same requests, each with its own batches.
+"""What is measured. Each candidate is a model loaded in one way and run in another.
+
+Beside an engine on a CPU or a GPU runs eager PyTorch on the same device:
 
 * ``eager-mha-padded``: the same-sized MHA in eager FP32, batches padded to the model's maximum;
 * ``eager-padded``: the model itself, likewise;
 * ``eager-dynamic``: the model itself, sorted, batches padded to their own longest;
-* ``engine-padded``: the engine, batches padded to the maximum;
+* on a GPU also ``eager-half-padded`` (all in FP16), ``eager-autocast-padded`` (FP16 where torch
+  holds that safe) and ``eager-compiled-padded`` (``torch.compile``, FP32).
+
+Each engine is run as
+
+* ``engine-padded``: batches padded to the maximum;
 * ``engine-bucketed``: the engine's ``run_many``, which sorts, pads and restores the order;
 * ``hand-sorted``: a loop by hand over the same engine with all arrays made beforehand, the best
   of several budgets: what ``run_many`` could reach at most.
 
-Except for ``engine-bucketed``, feeds are made outside of the timing.
+Except for ``engine-bucketed``, feeds are made outside of the timing. All of them begin with NumPy
+arrays on the host and end with NumPy arrays on the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from attn_export.bundle import Bundle
 from attn_export.engines.engine import Engine
-from attn_export.engines.schedule import plan_batches
-from attn_export.engines.session import Feeds, Session, backend
+from attn_export.engines.fitting import run_fitted
+from attn_export.engines.profiles import Profile, largest_batches
+from attn_export.engines.session import LoadOptions, Session, backend
+from attn_export.manifest import EngineRecord
+from attn_export.spec import TensorSpec
 
-from .workload import (
-    Batches,
-    Lengths,
-    Workload,
-    budget_batches,
-    padded_batches,
-    sorted_batches,
-    stratified,
-)
+from .devices import CPU, GPU, Device, device_of
+from .loops import BatchLoop, Candidate, HandSorted, HandStreamed, RunMany
+from .workload import padded_batches, sorted_batches
 
-EAGER_MHA = "eager-mha-padded"
-EAGER = (EAGER_MHA, "eager-padded", "eager-dynamic")
-BUCKETED, HAND_SORTED = "engine-bucketed", "hand-sorted"
-ENGINE = ("engine-padded", BUCKETED, HAND_SORTED)
-
-# Tokens a batch in the loops by hand: one thread a batch, or all threads on one batch.
-NARROW_BUDGETS = (192, 384, 576)
-WIDE_BUDGETS = (2048,)
-TRIAL_SAMPLES = 1000
-WAKE_SAMPLES, WAKE_BATCHES = 100, 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What one turn runs.
-
-    Args:
-        samples: real requests.
-        tokens: their tokens; ``computed_tokens`` counts the padding too.
-        detail: how, where there was a choice.
-    """
-
-    samples: int
-    tokens: int
-    computed_tokens: int
-    batches: int
-    detail: str = ""
-
-
-class Candidate(Protocol):
-    """A loaded model and a way to run it."""
-
-    def first(self, feeds: Feeds) -> None:
-        """Answer one request."""
-
-    def prepare(self, workload: Workload, count: int) -> Prepared:
-        """Choose about ``count`` requests for the turns to come."""
-
-    def wake(self) -> None:
-        """Run a little of it untimed: threads and memory come back from the wait."""
-
-    def turn(self) -> list[float]:
-        """Run them; the time of each batch in ms, where batches run one after the other."""
+EAGER_MHA, EAGER_PADDED, EAGER_DYNAMIC = "eager-mha-padded", "eager-padded", "eager-dynamic"
+# How torch runs the ones that a GPU has besides.
+GPU_STYLES = {
+    "eager-half-padded": "half",
+    "eager-autocast-padded": "autocast",
+    "eager-compiled-padded": "compiled",
+}
+BASELINES = (EAGER_MHA, EAGER_PADDED, EAGER_DYNAMIC)
+EAGER: dict[Device, tuple[str, ...]] = {CPU: BASELINES, GPU: (*BASELINES, *GPU_STYLES)}
+PADDED, BUCKETED, HAND_SORTED = "engine-padded", "engine-bucketed", "hand-sorted"
+ENGINE = (PADDED, BUCKETED, HAND_SORTED)
+MIB = 1 << 20
+# What makes of a backend's package a session; it is imported before the loading is timed.
+PACKAGES = {"tensorrt": ("tensorrt", "cuda.bindings.runtime")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +66,42 @@ class Settings:
         engine: the engine's name in the manifest; None for eager candidates.
         threads: CPU threads, the same for all candidates.
         batch_size: of all candidates but ``engine-bucketed`` and ``hand-sorted``.
+        eager_device: where an eager candidate runs, and where those run that an engine is
+            compared with.
+        allow_host_code: run the code that a version-compatible plan may carry.
     """
 
     candidate: str
     engine: str | None
     threads: int
     batch_size: int
+    eager_device: Device = CPU
+    allow_host_code: bool = False
 
     @property
     def name(self) -> str:
-        """The candidate, and after a colon the engine where it runs one."""
+        """The candidate; after a colon the engine, and after an @ the device that is no CPU."""
+        if self.engine is None and self.eager_device == GPU:
+            return f"{self.candidate}@gpu"
         return ":".join(filter(None, (self.candidate, self.engine)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A candidate, ready to answer.
+
+    Args:
+        inputs: what it takes.
+        session: the engine's; None for eager candidates.
+        rest: give back the device memory that it needs only while it runs.
+        device_mib: how much device memory it needed at most, or None where that is not known.
+    """
+
+    candidate: Candidate
+    inputs: list[TensorSpec]
+    session: Session | None = None
+    rest: Callable[[], None] = lambda: None
+    device_mib: Callable[[], float | None] = lambda: None
 
 
 def import_packages(bundle: Bundle, settings: Settings) -> None:
@@ -110,185 +110,98 @@ def import_packages(bundle: Bundle, settings: Settings) -> None:
         names = ["torch", "attn_export.exporter.source", "attn_export.exporter.eager"]
     else:
         module = backend(bundle.manifest.engines[settings.engine].backend)
-        names = [module.__name__.rpartition(".")[2]]  # our backends are named after their package
+        name = module.__name__.rpartition(".")[2]  # our backends are named after their package
+        names = [*PACKAGES.get(name, (name,))]
     for name in names:
         with contextlib.suppress(ModuleNotFoundError):  # loading says what is missing, and how
             importlib.import_module(name)
 
 
-def make(bundle: Bundle, settings: Settings, stack: ExitStack) -> Candidate:
+def make(bundle: Bundle, settings: Settings, stack: ExitStack) -> Made:
     """Load a candidate's model; it is freed when ``stack`` closes.
 
     Raises:
         AttnExportError: if the model cannot be rebuilt or the engine not be loaded.
     """
-    size, longest = settings.batch_size, bundle.manifest.max_length
-    to_maximum = partial(padded_batches, batch_size=size, length=longest)
-    if settings.candidate in EAGER:
-        run = _eager(bundle, settings)
-        to_longest = partial(sorted_batches, batch_size=size)
-        return BatchLoop(run, to_longest if "dynamic" in settings.candidate else to_maximum)
-    record = bundle.manifest.engines[settings.engine or ""]
-
-    def load(threads: int) -> Session:
-        session: Session = backend(record.backend).load(bundle, record, threads)
-        stack.callback(session.close)
-        return session
-
-    session = load(settings.threads)
-    if settings.candidate == "engine-padded":
-        return BatchLoop(session.run, to_maximum)
-    if settings.candidate == BUCKETED:
-        return RunMany(Engine(session, record, check_ids=False), session)
-    pool = stack.enter_context(ThreadPoolExecutor(settings.threads))
-    return HandSorted(session, load(1), pool)
+    if settings.engine is None:
+        return _make_eager(bundle, settings)
+    return _make_engine(bundle, settings, bundle.manifest.engines[settings.engine], stack)
 
 
-def _eager(bundle: Bundle, settings: Settings) -> Callable[[Feeds], object]:
+def longest_of(bundle: Bundle, record: EngineRecord) -> int:
+    """The most tokens of a sequence that an engine takes."""
+    lengths = [int(profile["sequence"][2]) for profile in record.profiles]
+    return max(lengths, default=bundle.manifest.max_length)
+
+
+def padded_size(profiles: Sequence[Profile], size: int) -> int:
+    """The samples of a batch padded to the longest sequence: ``size`` where the profiles allow."""
+    return min([size, *largest_batches(profiles)[-1:]])
+
+
+def _make_eager(bundle: Bundle, settings: Settings) -> Made:
     from .eager import rebuild, rebuild_as_mha
 
-    if settings.candidate == EAGER_MHA:
-        model = rebuild_as_mha(bundle.manifest)
-    else:
-        model = rebuild(bundle.manifest)
+    manifest = bundle.manifest
+    model = (rebuild_as_mha if settings.candidate == EAGER_MHA else rebuild)(manifest)
     import torch
 
-    from attn_export.exporter.eager import run_eager
+    from attn_export.exporter.eager import Style, styled
 
     torch.set_num_threads(settings.threads)
-    return lambda feeds: run_eager(model.module, feeds)
-
-
-class BatchLoop:
-    """Batches one after the other."""
-
-    def __init__(
-        self, run: Callable[[Feeds], object], plan: Callable[[Lengths, int], Batches]
-    ) -> None:
-        self._run, self._plan = run, plan
-        self._feeds: list[Feeds] = []
-
-    def first(self, feeds: Feeds) -> None:
-        """One request."""
-        self._run(feeds)
-
-    def prepare(self, workload: Workload, count: int) -> Prepared:
-        """Make the feeds of the batches."""
-        batches = self._plan(workload.lengths, count)
-        self._feeds = [workload.feeds(batch) for batch in batches]
-        return _prepared(workload, batches)
-
-    def wake(self) -> None:
-        """One batch."""
-        self._run(self._feeds[0])
-
-    def turn(self) -> list[float]:
-        """Run and time each batch."""
-        return [_timed_ms(partial(self._run, feeds)) for feeds in self._feeds]
-
-
-class RunMany:
-    """The engine's own scheduling: what a user calls, from sequences to results in order."""
-
-    def __init__(self, engine: Engine, session: Session) -> None:
-        self._engine, self._session = engine, session
-        self._sequences: list[Any] = []
-
-    def first(self, feeds: Feeds) -> None:
-        """One request."""
-        self._engine.run(feeds)
-
-    def prepare(self, workload: Workload, count: int) -> Prepared:
-        """Choose the sequences."""
-        chosen = stratified(workload.lengths, count)
-        self._sequences = [workload.raw[index] for index in chosen.tolist()]
-        planned = plan_batches(
-            workload.lengths[chosen],
-            edges=self._engine.buckets,
-            batch_tokens=self._session.batch_tokens,
-            pads_to_edge=self._session.pads_to_edge,
-        )
-        computed = sum(len(batch.indices) * batch.length for batch in planned)
-        return Prepared(
-            samples=len(chosen),
-            tokens=int(workload.lengths[chosen].sum()),
-            computed_tokens=computed,
-            batches=len(planned),
-        )
-
-    def wake(self) -> None:
-        """A few batches."""
-        self._engine.run_many(self._sequences[:WAKE_SAMPLES])
-
-    def turn(self) -> list[float]:
-        """Run all; batches overlap, so none has a time of its own."""
-        self._engine.run_many(self._sequences)
-        return []
-
-
-class HandSorted:
-    """A loop written by hand over prebuilt batches, with the best of several budgets.
-
-    Args:
-        wide: a session that gives all threads to one batch.
-        narrow: a session of one thread, called from each thread of ``pool``.
-    """
-
-    def __init__(self, wide: Session, narrow: Session, pool: ThreadPoolExecutor) -> None:
-        self._wide, self._narrow, self._pool = wide, narrow, pool
-        self._is_wide = False
-        self._feeds: list[Feeds] = []
-
-    def first(self, feeds: Feeds) -> None:
-        """One request."""
-        self._wide.run(feeds)
-
-    def prepare(self, workload: Workload, count: int) -> Prepared:
-        """Try each budget on a part of the requests, and make the feeds with the best one."""
-        trial = stratified(workload.lengths, min(count, TRIAL_SAMPLES))
-        loops = [(False, tokens) for tokens in NARROW_BUDGETS]
-        loops += [(True, tokens) for tokens in WIDE_BUDGETS]
-        is_wide, tokens = min(loops, key=lambda loop: self._trial_ms(workload, trial, *loop))
-        batches = self._set(workload, stratified(workload.lengths, count), is_wide, tokens)
-        threads = "all threads" if is_wide else "one thread"
-        return _prepared(workload, batches, f"{threads} a batch of {tokens} tokens")
-
-    def wake(self) -> None:
-        """A few batches."""
-        self._run(self._feeds[:WAKE_BATCHES])
-
-    def turn(self) -> list[float]:
-        """Run all; with one thread a batch, batches overlap and none has a time of its own."""
-        return self._run(self._feeds)
-
-    def _run(self, all_feeds: list[Feeds]) -> list[float]:
-        if self._is_wide:
-            return [_timed_ms(partial(self._wide.run, feeds)) for feeds in all_feeds]
-        list(self._pool.map(self._narrow.run, all_feeds))
-        return []
-
-    def _trial_ms(self, workload: Workload, indices: Lengths, is_wide: bool, tokens: int) -> float:
-        self._set(workload, indices, is_wide, tokens)
-        return min(_timed_ms(self.turn) for _ in range(2))
-
-    def _set(self, workload: Workload, indices: Lengths, is_wide: bool, tokens: int) -> Batches:
-        batches = budget_batches(workload.lengths, indices, tokens)
-        self._is_wide = is_wide
-        self._feeds = [workload.feeds(batch) for batch in batches]
-        return batches
-
-
-def _prepared(workload: Workload, batches: Batches, detail: str = "") -> Prepared:
-    return Prepared(
-        samples=sum(len(batch.indices) for batch in batches),
-        tokens=sum(int(workload.lengths[batch.indices].sum()) for batch in batches),
-        computed_tokens=sum(len(batch.indices) * batch.length for batch in batches),
-        batches=len(batches),
-        detail=detail,
+    style: Style = "fp32"
+    if settings.candidate in GPU_STYLES:
+        style = GPU_STYLES[settings.candidate]  # type: ignore[assignment]
+    on_gpu = settings.eager_device == GPU
+    run = styled(model.module, style, "cuda:0" if on_gpu else "cpu")
+    size = settings.batch_size
+    plan: Any = partial(padded_batches, batch_size=size, length=manifest.max_length)
+    if settings.candidate == EAGER_DYNAMIC:
+        plan = partial(sorted_batches, batch_size=size)
+    loop = BatchLoop(run, plan)
+    if not on_gpu:
+        return Made(candidate=loop, inputs=manifest.inputs)
+    return Made(
+        candidate=loop,
+        inputs=manifest.inputs,
+        rest=torch.cuda.empty_cache,
+        device_mib=lambda: torch.cuda.max_memory_reserved() / MIB,
     )
 
 
-def _timed_ms(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e3
+def _make_engine(
+    bundle: Bundle, settings: Settings, record: EngineRecord, stack: ExitStack
+) -> Made:
+    def load(threads: int) -> Session:
+        options = LoadOptions(threads=threads, allow_host_code=settings.allow_host_code)
+        session: Session = backend(record.backend).load(bundle, record, options)
+        stack.callback(session.close)
+        return session
+
+    def loop() -> Candidate:
+        if settings.candidate == PADDED:
+            return _padded(session, settings.batch_size)
+        if settings.candidate == BUCKETED:
+            return RunMany(Engine(session, record, check_ids=False), session)
+        if device_of(record) == GPU:
+            return HandStreamed(session)
+        pool = stack.enter_context(ThreadPoolExecutor(settings.threads))
+        return HandSorted(session, load(1), pool)
+
+    def device_mib() -> float | None:
+        found = getattr(session, "device_bytes", None)
+        return None if found is None else found / MIB
+
+    session = load(settings.threads)
+    return Made(
+        candidate=loop(), inputs=list(session.inputs), session=session, device_mib=device_mib
+    )
+
+
+def _padded(session: Session, size: int) -> BatchLoop:
+    length, most = session.buckets[-1], padded_size(session.profiles, size)
+    plan = partial(padded_batches, batch_size=most, length=length)
+    detail = ""
+    if most < size:
+        detail = f"batches of {most}: its profiles take no more at {length} tokens"
+    return BatchLoop(partial(run_fitted, session), plan, profiles=session.profiles, detail=detail)

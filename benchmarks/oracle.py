@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from attn_export.bundle import Bundle
 from attn_export.errors import AttnExportError, BundleError, UsageError
+from attn_export.manifest import Manifest
 
 from .cases import Array, Case, load_reference, parity_cases
 from .eager import rebuild, run_case
@@ -40,8 +41,17 @@ class Oracle:
             yield from self.pairs
             return
         manifest = bundle.manifest
-        for case in parity_cases(manifest.inputs, manifest.buckets["edges"]):
+        for case in parity_cases(manifest.inputs, _lengths(manifest)):
             yield case, run_case(self.model, case)
+
+
+def _lengths(manifest: Manifest) -> list[int]:
+    """The bucket edges and every length that a profile of an engine names."""
+    lengths = set(manifest.buckets["edges"])
+    for engine in manifest.engines.values():
+        for profile in engine.profiles:
+            lengths.update(profile["sequence"])
+    return sorted(lengths)
 
 
 def choose_oracle(bundle: Bundle, kind: ReferenceKind) -> Oracle:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attn_export.bundle import Bundle
-from attn_export.errors import BundleError, UsageError
+from attn_export.errors import BundleError, HostError, UsageError
 from attn_export.manifest import EngineRecord
 
 from .cases import ROWS, Case
@@ -24,12 +24,12 @@ log = logging.getLogger("attn_export")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParity:
-    """One engine's verdict, bound to the bytes it was reached on."""
+    """One engine's verdict, bound by ``sha256`` to the plan or graph it was reached on."""
 
     engine: str
     backend: str
     precision: str
-    graph_sha256: str
+    sha256: str
     twin_sha256: str | None
     runs: list[Run]
 
@@ -51,6 +51,7 @@ class ParityReport:
     Args:
         reference: ``"eager"`` or ``"golden"``; ``reason`` says why, in words.
         dropped: cases that did not fit into the golden file.
+        skipped: engines that this host cannot run, and why.
         noise_floor: largest error of eager FP16 by output, or None and ``noise_reason``.
     """
 
@@ -63,6 +64,7 @@ class ParityReport:
     noise_floor: dict[str, float] | None
     noise_reason: str
     engines: list[EngineParity]
+    skipped: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -83,31 +85,46 @@ class ParityReport:
 def run_parity(
     bundle: Bundle,
     *,
-    engine: str | None = None,
+    engines: Sequence[str] | None = None,
     reference: ReferenceKind = "auto",
     tolerances: Tolerances | None = None,
+    allow_host_code: bool = False,
 ) -> ParityReport:
-    """Compare every engine of a bundle, or one, with eager PyTorch FP32.
+    """Compare engines of a bundle with eager PyTorch FP32.
 
     With ``"auto"`` the reference is the model rebuilt in eager PyTorch where torch is installed
     and its weights are the bundle's; otherwise the bundle's golden file.
 
+    Args:
+        engines: by name; None for all that this host can run.
+        allow_host_code: run the code that a version-compatible plan may carry.
+
     Raises:
         UsageError: unknown engine, output or reference; an FP16 tolerance over 1e-2.
         BundleError: an altered or missing file, no engine, no rounding twin, no golden file.
+        HostError: if this host cannot run a named engine, or none at all.
         MissingPackage, BuildFailed: the asked reference cannot be had.
     """
     names = [spec.name for spec in bundle.manifest.outputs]
     tolerances = tolerances or Tolerances()
     tolerances.check_outputs(names)
-    chosen = _chosen(bundle, engine)
+    chosen = _chosen(bundle, engines)
+    skipped: dict[str, str] = {}
     with ExitStack() as stack:
-        judges = {
-            name: open_judges(bundle, record, tolerances, stack) for name, record in chosen.items()
-        }
+        judges = {}
+        for name, record in chosen.items():
+            with _may_skip(skipped, name, only_named=engines is not None):
+                judges[name] = open_judges(
+                    bundle, record, tolerances, stack, allow_host_code=allow_host_code
+                )
+        if not judges:
+            raise HostError(
+                "this machine can run no engine of the bundle: "
+                + "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            )
         oracle = choose_oracle(bundle, reference)
         floor = None
-        if oracle.model and any(record.precision == "fp16" for record in chosen.values()):
+        if oracle.model and any(chosen[name].precision == "fp16" for name in judges):
             floor = NoiseFloor(oracle.model, names)
         cases = _judge_all(bundle, oracle, [j for pair in judges.values() for j in pair], floor)
     noise = floor.max_abs() if floor else None
@@ -121,8 +138,20 @@ def run_parity(
         dropped=oracle.dropped,
         noise_floor=noise,
         noise_reason=floor.reason if floor else needs_eager,
-        engines=[_verdict(bundle, name, chosen[name], judges[name], noise) for name in chosen],
+        engines=[_verdict(bundle, name, chosen[name], judges[name], noise) for name in judges],
+        skipped=skipped,
     )
+
+
+@contextmanager
+def _may_skip(skipped: dict[str, str], name: str, *, only_named: bool) -> Iterator[None]:
+    """An engine that this host cannot run is skipped with the reason, unless it was named."""
+    try:
+        yield
+    except HostError as error:
+        if only_named:
+            raise
+        skipped[name] = str(error)
 
 
 def summary(report: ParityReport, engine: str) -> dict[str, Any]:
@@ -138,7 +167,7 @@ def summary(report: ParityReport, engine: str) -> dict[str, Any]:
     worst = ("max_abs", "mean_abs", "p99_abs", "smallest_tolerance", "atol", "rtol")
     return {
         "passed": found.passed,
-        "graph_sha256": found.graph_sha256,
+        "sha256": found.sha256,
         "twin_sha256": found.twin_sha256,
         "reference": report.reference,
         "judge": found.judge.what,
@@ -148,17 +177,16 @@ def summary(report: ParityReport, engine: str) -> dict[str, Any]:
     }
 
 
-def _chosen(bundle: Bundle, engine: str | None) -> dict[str, EngineRecord]:
+def _chosen(bundle: Bundle, names: Sequence[str] | None) -> dict[str, EngineRecord]:
     engines = bundle.manifest.engines
     if not engines:
         raise BundleError(
             f"{bundle.directory} has no engine yet; make one with 'attn-export compile'"
         )
-    if engine is None:
-        return dict(engines)
-    if engine not in engines:
-        raise UsageError(f"unknown engine {engine!r}; the bundle has: {', '.join(engines)}")
-    return {engine: engines[engine]}
+    for name in names or ():
+        if name not in engines:
+            raise UsageError(f"unknown engine {name!r}; the bundle has: {', '.join(engines)}")
+    return {name: engines[name] for name in names or engines}
 
 
 def _judge_all(
@@ -193,7 +221,7 @@ def _verdict(
         engine=name,
         backend=record.backend,
         precision=record.precision,
-        graph_sha256=graph.files[0].sha256,
+        sha256=bundle.manifest.shipped(record).sha256,
         twin_sha256=graph.twin.sha256 if graph.twin and len(judges) > 1 else None,
         runs=[judge.result(noise if is_half else None) for judge in judges],
     )

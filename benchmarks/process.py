@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +21,8 @@ from attn_export.errors import (
     UsageError,
 )
 
+from .interpreter import Interpreter, this_interpreter
+
 _ERRORS: dict[str, type[AttnExportError]] = {
     "UsageError": UsageError,
     "InputError": InputError,
@@ -33,26 +33,32 @@ _ERRORS: dict[str, type[AttnExportError]] = {
 }
 TAIL_LINES = 15
 PATIENCE_S = 5.0
+# To load, to compile, to warm up: far longer than any of them should take.
+LIMIT_S = 600.0
 
 
 class Worker:
-    """A process that runs one candidate; use it in ``with``."""
+    """A process that runs one candidate; use it in ``with``.
 
-    def __init__(self, name: str) -> None:
+    Attributes:
+        died: it ended, or was ended, without an answer.
+    """
+
+    def __init__(self, name: str, interpreter: Interpreter | None = None) -> None:
         self.name = name
+        self.died = False
         # A file and not a pipe: a worker that prints much would block on a full pipe.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        # It must find what this process finds, a user's own modules included.
-        path = os.pathsep.join([str(Path(entry or ".").absolute()) for entry in sys.path])
+        interpreter = interpreter or this_interpreter()
         self._spawned = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attn_export.benchmarks.worker"],
+            interpreter.command("attn_export.benchmarks.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": path},
+            env=interpreter.environment(),
         )
         assert self._process.stdin
         assert self._process.stdout
@@ -88,20 +94,24 @@ class Worker:
 
     def start(self, content: dict[str, Any]) -> dict[str, Any]:
         """Send the settings; the answer comes when the first request has been served."""
-        return self.ask({**content, "spawned": self._spawned})
+        return self.ask({"do": "start", **content, "spawned": self._spawned})
 
-    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, order: dict[str, Any], limit_s: float | None = None) -> dict[str, Any]:
         """Send one order and wait for its answer.
+
+        Args:
+            limit_s: how long to wait, or None for 10 minutes; then the worker is killed.
 
         Raises:
             AttnExportError: what the worker raised, of the same class.
-            HostError: if it was killed.
+            HostError: if it was killed, or gave no answer in time.
             BuildFailed: if it ended with a traceback.
         """
         line = ""
         with contextlib.suppress(BrokenPipeError):
             self._orders.write(json.dumps(order) + "\n")
             self._orders.flush()
+            self._wait(order["do"], LIMIT_S if limit_s is None else limit_s)
             line = self._answers.readline()
         if not line:
             raise self._death()
@@ -110,12 +120,30 @@ class Worker:
             raise _ERRORS.get(answer["error"], BuildFailed)(f"{self.name}: {answer['text']}")
         return answer
 
+    def _wait(self, what: str, limit_s: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            if selector.select(limit_s):
+                return
+        self.died = True
+        self._process.kill()
+        self._process.wait()
+        raise HostError(
+            f"{self.name}: no answer to {what!r} within {limit_s:.0f} s, so its process was "
+            f"ended{self._tail()}"
+        )
+
     def _death(self) -> AttnExportError:
+        self.died = True
         code = self._process.wait()
-        self._errors.seek(0)
-        tail = "\n".join(self._errors.read().splitlines()[-TAIL_LINES:])
         if code < 0:
             reason = signal.Signals(-code).name
             hint = " (is there enough memory?)" if -code == signal.SIGKILL else ""
-            return HostError(f"{self.name}: its process was ended by {reason}{hint}\n{tail}")
-        return BuildFailed(f"{self.name}: its process ended with exit code {code}\n{tail}")
+            return HostError(f"{self.name}: its process was ended by {reason}{hint}{self._tail()}")
+        return BuildFailed(f"{self.name}: its process ended with exit code {code}{self._tail()}")
+
+    def _tail(self) -> str:
+        """The end of what it printed."""
+        self._errors.seek(0)
+        lines = self._errors.read().splitlines()[-TAIL_LINES:]
+        return "".join(f"\n{line}" for line in lines)

@@ -1,59 +1,49 @@
-"""Reports: JSON in the bundle's reports folder, tables on the terminal."""
+"""Reports as tables on the terminal."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from attn_export.bundle import REPORTS, Bundle, write_atomic
-from attn_export.errors import HostError
-
-from .bench import BenchReport, CandidateResult
-from .candidates import BUCKETED
+from .bench_report import BenchReport, CandidateResult
+from .candidates import BASELINES, BUCKETED, EAGER_DYNAMIC, EAGER_MHA, EAGER_PADDED
+from .devices import GPU
 from .judge import ENGINE, Run
+from .latency import Latency
 from .metrics import Comparison
 from .parity import EngineParity, ParityReport
 from .stats import Interval
 
 _SHORT = {
-    "eager-mha-padded": "x mha\npadded",
-    "eager-padded": "x own\npadded",
-    "eager-dynamic": "x own\ndynamic",
+    EAGER_MHA: "x mha\npadded",
+    EAGER_PADDED: "x own\npadded",
+    EAGER_DYNAMIC: "x own\ndynamic",
 }
-log = logging.getLogger("attn_export")
-
-
-class Report(Protocol):
-    """Anything with a JSON form."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-
-
-def write_report(bundle: Bundle, name: str, report: Report) -> None:
-    """Write ``reports/<name>.json`` into the bundle; one that cannot be written gets a warning."""
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    try:
-        write_atomic(bundle.directory / REPORTS / f"{name}.json", text)
-    except HostError as error:
-        log.warning("%s.json was not kept: %s", name, error)
+_ABOUT_MEMORY = (
+    "; device: of eager all that torch reserved, of an engine one stream's activations, inputs and "
+    "outputs without the weights"
+)
 
 
 def render_parity(report: ParityReport) -> RenderableType:
     """A verdict an engine, then a table with a row for each graph and output."""
     numbers = ("max", "p99", "mean", "1 -\ncosine", "same\nlabel", "passes\nat", "verdict")
     table = _table(("graph", "output"), numbers)
+    labels = _labels(report.engines)
     for engine in report.engines:
         for run in engine.runs:
+            label = labels[engine.engine] if run.what == ENGINE else f"  {run.what}"
             for result in run.outputs:
-                table.add_row(*_parity_row(engine, run, result))
+                table.add_row(label, *_parity_cells(result))
     lines = [_verdict_line(engine, report) for engine in report.engines]
+    lines += [
+        Text.assemble(("[SKIP]", "bold yellow"), f" {name}: {reason}")
+        for name, reason in report.skipped.items()
+    ]
     notes = [Text(note, style="dim") for note in _parity_notes(report)]
     return Group(*lines, table, *notes)
 
@@ -68,9 +58,15 @@ def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
     return table
 
 
-def _parity_row(engine: EngineParity, run: Run, result: Comparison) -> list[str | Text]:
+def _labels(engines: Sequence[EngineParity]) -> dict[str, str]:
+    """The verdicts above give the whole names; here the precision tells them apart, mostly."""
+    precisions = [engine.precision for engine in engines]
+    is_enough = len(set(precisions)) == len(precisions)
+    return {engine.engine: engine.precision if is_enough else engine.engine for engine in engines}
+
+
+def _parity_cells(result: Comparison) -> list[str | Text]:
     return [
-        engine.engine if run.what == ENGINE else f"  {run.what}",
         result.output,
         f"{result.max_abs:.1e}",
         f"{result.p99_abs:.1e}",
@@ -128,33 +124,85 @@ def _failure(engine: EngineParity, run: Run, result: Comparison) -> str:
 
 def render_bench(report: BenchReport) -> RenderableType:
     """What each engine reached, then a table with a row for each candidate."""
-    baselines = [result.name for result in report.results if result.engine is None]
-    numbers = ("samples\n/s", *(_SHORT[name] for name in baselines), "batch\np50 ms")
-    table = _table(("candidate",), (*numbers, "batch\np99 ms", "padded", "start\ns", "peak\nMiB"))
-    engine = None
-    for result in report.results:
-        if result.engine != engine:
-            engine = result.engine
-            table.add_row(Text(str(engine), style="bold"))
-        table.add_row(*_bench_row(result, baselines))
+    on_gpu = any(result.device == GPU for result in report.results)
+    kinds = [k for k in BASELINES if any(result.candidate == k for result in report.results)]
+    names = ["candidate", "samples\n/s", *(_SHORT[kind] for kind in kinds), "batch\np50 ms"]
+    names += [] if on_gpu else ["batch\np99 ms"]
+    names += ["padded", "start\ns", "device\nMiB" if on_gpu else "peak\nMiB"]
+    rows = {r.name: _bench_row(r, report, kinds, on_gpu=on_gpu) for r in report.results}
     headlines = [_headline(result) for result in report.results if result.candidate == BUCKETED]
-    notes = [Text(note, style="dim") for note in _bench_notes(report)]
-    return Group(*headlines, table, *notes)
+    for engine, latencies in report.latencies.items():
+        headlines += [_latency_line(engine, latency) for latency in latencies]
+    return Group(
+        *headlines,
+        *(Text(note, style="bold yellow") for note in report.notes),
+        *_bench_tables(report.results, names, rows),
+        *(Text(note, style="dim") for note in _bench_notes(report)),
+    )
 
 
-def _bench_row(result: CandidateResult, baselines: Sequence[str]) -> list[str]:
-    ms = result.batch_ms
-    ratios = [result.ratios[name].median if name in result.ratios else 1.0 for name in baselines]
+def _bench_tables(
+    results: Sequence[CandidateResult], names: Sequence[str], rows: Mapping[str, Sequence[str]]
+) -> Iterator[RenderableType]:
+    """The header, then each engine's name and its rows; all with the same columns.
+
+    An engine's name is longer than the first column, so it is no row of the table.
+    """
+    widths = [
+        max(map(len, [*name.split("\n"), *(row[column] for row in rows.values())]))
+        for column, name in enumerate(names)
+    ]
+
+    def table(*, header: bool) -> Table:
+        made = _table(names[:1], names[1:])
+        made.show_header = header
+        for column, width in zip(made.columns, widths, strict=True):
+            column.min_width = width
+        return made
+
+    yield table(header=True)
+    for name, group in groupby(results, _group):
+        yield Text(name, style="bold")
+        part = table(header=False)
+        for result in group:
+            part.add_row(*rows[result.name])
+        yield part
+
+
+def _group(result: CandidateResult) -> str:
+    return result.engine or f"eager PyTorch on the {result.device.upper()}"
+
+
+def _bench_row(
+    result: CandidateResult, report: BenchReport, kinds: Sequence[str], *, on_gpu: bool
+) -> list[str]:
+    ms, ratios = result.batch_ms, {}
+    for other in report.results:
+        if other.name in result.ratios or other is result:
+            ratio = result.ratios.get(other.name)
+            ratios[other.candidate] = f"{ratio.median if ratio else 1.0:.2f}"
+    device_mib = "-" if result.device_mib is None else f"{result.device_mib:.0f}"
     return [
         result.candidate,
         f"{result.samples_per_s.median:.1f}",
-        *(f"{ratio:.2f}" for ratio in ratios),
+        *(ratios.get(kind, "-") for kind in kinds),
         f"{ms['p50']:.1f}" if ms else "-",
-        f"{ms['p99']:.1f}" if ms else "-",
+        *([] if on_gpu else [f"{ms['p99']:.1f}" if ms else "-"]),
         f"{result.padded_share:.1%}",
         f"{result.cold_start_s:.2f}",
-        f"{result.peak_mib:.0f}",
+        device_mib if on_gpu else f"{result.peak_mib:.0f}",
     ]
+
+
+def _latency_line(engine: str, latency: Latency) -> str:
+    host, device = latency.host_ms, latency.device_ms
+    line = (
+        f"{engine}: batch {latency.batch} of {latency.length} tokens takes p50 {host['p50']:.3f}, "
+        f"p90 {host['p90']:.3f}, p99 {host['p99']:.3f} ms"
+    )
+    if device is None or latency.overhead_us is None:
+        return line
+    return f"{line}; the device {device['p50']:.3f} ms, the rest {latency.overhead_us:.0f} us"
 
 
 def _headline(result: CandidateResult) -> str:
@@ -177,7 +225,9 @@ def _bench_notes(report: BenchReport) -> list[str]:
     notes = [
         f"{report.data}, mean {report.mean_length:.1f} tokens; padding {shares}",
         "x mha padded, own padded, own dynamic: times the eager-... candidates' samples/s; padded: "
-        "padding as a share of the tokens computed; start: load and first request",
+        "padding as a share of the tokens computed; start: load and first request"
+        + _ABOUT_MEMORY
+        * any(result.device == GPU for result in report.results),
         f"median of {report.rounds} interleaved rounds [95 % bootstrap interval]; batches of "
         f"{report.batch_size}, maximum {report.max_length} tokens",
         f"{cpu['model']}, {report.threads} of {cpu['cores']} cores; load average "

@@ -1,15 +1,18 @@
 """One candidate in a process of its own: ``python -m attn_export.benchmarks.worker``.
 
 It reads JSON lines from stdin and answers each with one line on stdout. Between them it waits in
-a read, asleep. The first line holds the settings; then come ``warm_up``, ``prepare``, ``turn``
-and ``stop``. An error of ours is an answer with its class and text; any other ends the process
-with a traceback on stderr.
+a read, asleep. The first order is ``start``; then come ``warm_up``, ``prepare``, ``settle``,
+``turn``, ``latency`` and ``stop``. An error of ours is an answer with its class and text; any other
+ends the process with a traceback on stderr.
+
+Its interpreter may be another one than the parent's, with no more than what the candidate needs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -17,12 +20,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from attn_export.bundle import Bundle
 from attn_export.errors import AttnExportError
 
+if TYPE_CHECKING:
+    from .candidates import Made
+    from .workload import Workload
+
 STABLE = 0.05  # a warm-up ends when two turns in a row differ by less
+# On a GPU a shape is fast from its third run on, when its CUDA graph is there.
+SETTLING_TURNS = 4
+VERSIONED = ("numpy", "onnxruntime", "tensorrt", "tensorrt_lean", "torch")
+Answer = dict[str, Any]
 
 
 def main() -> None:
@@ -37,13 +48,22 @@ def main() -> None:
             _answer(answers, {"error": type(error).__name__, "text": str(error)})
 
 
-def _answer(answers: TextIO, content: dict[str, Any]) -> None:
+def _answer(answers: TextIO, content: Answer) -> None:
     answers.write(json.dumps(content) + "\n")
     answers.flush()
 
 
 def _serve(orders: TextIO, answers: TextIO, stack: ExitStack) -> None:
-    given = json.loads(orders.readline())
+    made, workload, started = _start(json.loads(orders.readline()), stack)
+    _answer(answers, started)
+    service = _Service(made, workload)
+    for line in orders:
+        order = json.loads(line)
+        _answer(answers, getattr(service, order.pop("do"))(**order))
+
+
+def _start(given: dict[str, Any], stack: ExitStack) -> tuple[Made, Workload, Answer]:
+    """Load the candidate and let it answer one request."""
     # These import NumPy, which belongs to the measured start.
     from attn_export.calibration.data import read_sequences
     from attn_export.engines.feeds import seeded_feeds
@@ -55,50 +75,96 @@ def _serve(orders: TextIO, answers: TextIO, stack: ExitStack) -> None:
     bundle = Bundle.open(given["bundle"])
     import_packages(bundle, settings)
     imported = time.monotonic()
-    candidate = make(bundle, settings, stack)
-    candidate.first(seeded_feeds(bundle.manifest.inputs, 1, given["first_length"]))
+    made = make(bundle, settings, stack)
+    made.candidate.first(seeded_feeds(made.inputs, 1, given["first_length"]))
     answered = time.monotonic()
-    workload = Workload(bundle.manifest.inputs, read_sequences(Path(given["data"])))
-    _answer(
-        answers,
-        {
-            "cold_start_s": answered - imported,
-            "cold_start_with_imports_s": answered - given["spawned"],
-        },
-    )
-    for line in orders:
-        order = json.loads(line)
-        match order["do"]:
-            case "warm_up":
-                prepared = candidate.prepare(workload, order["samples"])
-                seconds = _warm_up(candidate.turn, order["limit_s"])
-                _answer(answers, {"samples_per_s": prepared.samples / seconds})
-            case "prepare":
-                _answer(answers, asdict(candidate.prepare(workload, order["samples"])))
-            case "turn":
-                candidate.wake()
-                seconds, batch_ms = _timed(candidate.turn)
-                _answer(answers, {"seconds": seconds, "batch_ms": batch_ms})
-            case "stop":
-                _answer(answers, {"peak_mib": _peak_mib()})
-                return
+    answer = {
+        "cold_start_s": answered - imported,
+        "cold_start_with_imports_s": answered - given["spawned"],
+        "versions": _versions(),
+    }
+    return made, Workload(made.inputs, read_sequences(Path(given["data"]))), answer
 
 
-def _warm_up(turn: Callable[[], list[float]], limit_s: float) -> float:
+class _Service:
+    """The orders after the first one, each a method."""
+
+    def __init__(self, made: Made, workload: Workload) -> None:
+        self._made, self._workload = made, workload
+        self._candidate = made.candidate
+        self._samples = 0
+
+    def warm_up(self, samples: int, limit_s: float) -> Answer:
+        """Find out how fast it is, on few requests."""
+        self.prepare(samples)
+        return self._rate(_until_stable(self._candidate.turn, limit_s, least=2))
+
+    def prepare(self, samples: int) -> Answer:
+        """Choose the requests of the turns."""
+        prepared = self._candidate.prepare(self._workload, samples)
+        self._samples = prepared.samples
+        return asdict(prepared)
+
+    def settle(self, limit_s: float) -> Answer:
+        """Run the chosen requests until each shape has been met often enough."""
+        return self._rate(_until_stable(self._candidate.turn, limit_s, least=SETTLING_TURNS))
+
+    def turn(self, repeats: int) -> Answer:
+        """Run them, timed, once or more."""
+        self._candidate.wake()
+        batch_ms: list[float] = []
+        start = time.perf_counter()
+        for _ in range(repeats):
+            batch_ms += self._candidate.turn()
+        seconds = time.perf_counter() - start
+        self._made.rest()
+        return {"seconds": seconds, "batch_ms": batch_ms}
+
+    def latency(self, batch: int, length: int) -> Answer:
+        """Time single batches of an engine."""
+        from .latency import measure_latency
+
+        assert self._made.session is not None
+        return asdict(measure_latency(self._made.session, batch, length))
+
+    def stop(self) -> Answer:
+        """What it needed; the end comes with the end of stdin."""
+        return {"peak_mib": _peak_mib(), "device_mib": self._made.device_mib()}
+
+    def _rate(self, seconds: float) -> Answer:
+        self._made.rest()
+        return {"samples_per_s": self._samples / seconds}
+
+
+def _until_stable(turn: Callable[[], object], limit_s: float, *, least: int) -> float:
     """Repeat a turn until two in a row agree, or for ``limit_s``; return the last one's seconds."""
     end = time.monotonic() + limit_s
-    before, _ = _timed(turn)
+    before = _seconds(turn)
+    turns = 1
     while True:
-        seconds, _ = _timed(turn)
-        if abs(seconds - before) <= STABLE * before or time.monotonic() > end:
+        seconds = _seconds(turn)
+        turns += 1
+        stable = abs(seconds - before) <= STABLE * before or time.monotonic() > end
+        if stable and turns >= least:
             return seconds
         before = seconds
 
 
-def _timed(turn: Callable[[], list[float]]) -> tuple[float, list[float]]:
+def _seconds(turn: Callable[[], object]) -> float:
     start = time.perf_counter()
-    batch_ms = turn()
-    return time.perf_counter() - start, batch_ms
+    turn()
+    return time.perf_counter() - start
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what this process has imported."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        if name in sys.modules:
+            found[name] = str(sys.modules[name].__version__)
+    if "torch" in sys.modules and sys.modules["torch"].version.cuda:
+        found["torch_cuda"] = str(sys.modules["torch"].version.cuda)
+    return found
 
 
 def _peak_mib() -> float:

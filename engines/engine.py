@@ -17,8 +17,10 @@ from attn_export.manifest import EngineRecord
 from attn_export.spec import BATCH, SEQUENCE, TensorSpec
 
 from .feeds import Requests, check_feeds, real_region
+from .fitting import run_all_fitted, run_fitted
+from .profiles import largest_batches
 from .schedule import PlannedBatch, plan_batches
-from .session import Array, Outputs, Session, backend_names
+from .session import Array, LoadOptions, Outputs, Session, backend_names
 from .session import backend as backend_module
 
 log = logging.getLogger("attn_export")
@@ -30,27 +32,42 @@ def load(
     precision: str | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    streams: int = 2,
+    cuda_graphs: bool = True,
+    allow_host_code: bool = False,
     check_ids: bool = False,
 ) -> Engine:
     """Load an engine of a bundle; nothing is written, and torch is not needed.
 
     Without ``precision``, it is the fastest engine (by the times recorded when it was compiled)
-    that passed parity and suits this host: on a CPU FP32 or INT8, not FP16. With ``precision``, an
-    engine whose parity failed or was never checked is loaded too, with a warning.
+    that passed parity and suits this host: on a GPU the plan for that GPU and TensorRT, on a CPU
+    FP32 or INT8, not FP16. With ``precision``, an engine whose parity failed or was never checked
+    is loaded too, with a warning.
 
     Args:
         threads: CPU threads, or None for each CPU that this process may use.
+        streams: batches that a GPU works on at a time; each has its own device memory.
+        cuda_graphs: replay a captured CUDA graph where a shape comes again.
+        allow_host_code: load a version-compatible plan that carries its own runtime, which is
+            code that then runs in this process.
         check_ids: refuse each id outside the vocabulary, and say where it is. Without it ONNX
             Runtime refuses ids that are too large, and counts negative ones from the end.
 
     Raises:
         BundleError: if there is no bundle or no such engine, or a file of it was altered.
+        HostError: if the engine is for another GPU or TensorRT, or does not fit into its memory.
         MissingPackage: if the backend's package is not installed.
-        UsageError: if ``threads`` does not fit this host.
+        UsageError: if ``threads`` or ``streams`` does not fit this host.
     """
     bundle = Bundle.open(directory)
     record = _choose(bundle, precision, backend)
-    session: Session = backend_module(record.backend).load(bundle, record, threads)
+    options = LoadOptions(
+        threads=threads,
+        streams=streams,
+        cuda_graphs=cuda_graphs,
+        allow_host_code=allow_host_code,
+    )
+    session: Session = backend_module(record.backend).load(bundle, record, options)
     return Engine(session, record, check_ids=check_ids)
 
 
@@ -100,7 +117,7 @@ class Engine:
             UsageError: after :meth:`close`.
         """
         checked = check_feeds(feeds, self.inputs, buckets=self.buckets, check_ids=self._check_ids)
-        return self._session.run(checked)
+        return run_fitted(self._session, checked)
 
     def run_many(self, sequences: Iterable[Any]) -> dict[str, Array | list[Array]]:
         """Run many requests of any lengths, batched by length, as many a second as possible.
@@ -123,12 +140,14 @@ class Engine:
             requests.lengths,
             edges=self.buckets,
             batch_tokens=self._session.batch_tokens,
-            pads_to_edge=self._session.pads_to_edge,
+            largest=largest_batches(self._session.profiles) or None,
         )
         batches = (requests.feeds(batch.indices.tolist(), batch.length) for batch in plan)
         # A single batch has nothing to run beside it: run() gives it the whole device.
         results = (
-            map(self._session.run, batches) if len(plan) == 1 else self._session.run_all(batches)
+            (run_fitted(self._session, feeds) for feeds in batches)
+            if len(plan) == 1
+            else run_all_fitted(self._session, batches)
         )
         return _in_order(zip(plan, results, strict=True), self.outputs, requests.lengths)
 
@@ -169,33 +188,40 @@ def _choose(bundle: Bundle, precision: str | None, backend: str | None) -> Engin
         for record in bundle.manifest.engines.values()
         if precision in (None, record.precision) and backend in (None, record.backend)
     ]
+    unsuited = {record.name: _unsuited(record) for record in engines}
     if precision is None:
-        engines = [record for record in engines if _passed(record) and _suits_host(record)]
+        engines = [
+            record
+            for record in engines
+            if bundle.manifest.passed(record) and unsuited[record.name] is None
+        ]
     if not engines:
         wanted = " ".join(filter(None, [backend, precision])) or "proven"
-        have = ", ".join(map(_described, bundle.manifest.engines.values())) or "none"
+        have = "; ".join(_described(bundle, record) for record in bundle.manifest.engines.values())
         raise BundleError(
-            f"{bundle.directory} holds no {wanted} engine for this host; its engines: {have}; "
-            "choose one with precision=, or make one with 'attn-export build' or 'compile' and "
-            "prove it with 'attn-export parity'"
+            f"{bundle.directory} holds no {wanted} engine for this host; its engines: "
+            f"{have or 'none'}; choose one with precision=, or make one with 'attn-export build' "
+            "or 'compile' and prove it with 'attn-export parity'"
         )
-    best = min(engines, key=lambda record: (not _passed(record), _ms_per_token(record)))
-    if not _passed(best):
-        log.warning("%s is loaded because it was asked for by name", _described(best))
-    if not _suits_host(best):
-        log.warning("%s: a CPU computes FP16 graphs in FP32; serve FP32 or INT8 there", best.name)
+    best = min(
+        engines,
+        key=lambda record: (
+            not bundle.manifest.passed(record),
+            unsuited[record.name] is not None,
+            _ms_per_token(record),
+        ),
+    )
+    if not bundle.manifest.passed(best) or unsuited[best.name]:
+        log.warning("loaded because it was asked for by name: %s", _described(bundle, best))
     return best
 
 
-def _passed(record: EngineRecord) -> bool:
-    return bool(record.parity and record.parity.get("passed"))
-
-
-def _suits_host(record: EngineRecord) -> bool:
-    """ONNX Runtime runs on the CPU here, which gains nothing from FP16."""
-    if record.backend == "onnxruntime":
-        return "fp16" not in record.precision
-    return record.backend in backend_names()
+def _unsuited(record: EngineRecord) -> str | None:
+    """Why this host should not serve an engine, or None."""
+    if record.backend not in backend_names():
+        return f"the backend {record.backend} is not installed"
+    reason: str | None = backend_module(record.backend).unsuited(record)
+    return reason
 
 
 def _ms_per_token(record: EngineRecord) -> float:
@@ -203,7 +229,9 @@ def _ms_per_token(record: EngineRecord) -> float:
     return sum(bucket["ms"] for bucket in record.buckets) / tokens if tokens else math.inf
 
 
-def _described(record: EngineRecord) -> str:
+def _described(bundle: Bundle, record: EngineRecord) -> str:
+    verdict = "passed" if bundle.manifest.passed(record) else "failed"
     if record.parity is None:
-        return f"{record.name} (parity never checked)"
-    return f"{record.name} (parity {'passed' if _passed(record) else 'failed'})"
+        verdict = "never checked"
+    reason = _unsuited(record)
+    return f"{record.name} (parity {verdict}{f'; {reason}' if reason else ''})"

@@ -37,7 +37,7 @@ def plan_batches(
     *,
     edges: tuple[int, ...],
     batch_tokens: int,
-    pads_to_edge: bool,
+    largest: Sequence[int] | None = None,
 ) -> list[PlannedBatch]:
     """Sort sequences by length and cut them into batches, the longest first.
 
@@ -47,9 +47,10 @@ def plan_batches(
     Args:
         lengths: the tokens of each sequence, shape [N]; none give no batches.
         edges: the engine's ascending bucket edges, in tokens.
-        pads_to_edge: True: a batch stays in one bucket and is padded to its edge, and the batches
-            of a bucket are of nearly equal size. False: a batch is padded to its own longest
-            sequence, and holds none shorter than half of it.
+        largest: the most sequences that a batch of each bucket may have: a batch then stays in
+            one bucket and is padded to its edge, and the batches of a bucket are of nearly equal
+            size. None: a batch is padded to its own longest sequence, and holds none shorter than
+            half of it.
 
     Raises:
         UsageError: if ``batch_tokens`` is below 1.
@@ -65,20 +66,31 @@ def plan_batches(
     # Negative, so that it ascends, as searchsorted needs.
     negative = -tokens[order]
     cuts = (
-        _cuts_at_edges(negative, edges, batch_tokens)
-        if pads_to_edge
-        else _cuts_at_longest(negative, batch_tokens)
+        _cuts_at_longest(negative, batch_tokens)
+        if largest is None
+        else _cuts_at_edges(negative, edges, _sizes(edges, largest, batch_tokens))
     )
     return [PlannedBatch(order[start:stop], length) for start, stop, length in cuts]
 
 
-def _cuts_at_edges(negative: Lengths, edges: tuple[int, ...], batch_tokens: int) -> Iterator[Cut]:
+def _sizes(edges: Sequence[int], largest: Sequence[int], batch_tokens: int) -> list[int]:
+    """The sequences that fill a batch of each bucket."""
+    return [
+        max(1, min(most, batch_tokens // edge)) for edge, most in zip(edges, largest, strict=True)
+    ]
+
+
+def _cuts_at_edges(
+    negative: Lengths, edges: tuple[int, ...], sizes: Sequence[int]
+) -> Iterator[Cut]:
     start = 0
-    for edge, below in zip(reversed(edges), (*reversed(edges[:-1]), 0), strict=True):
-        stop = int(np.searchsorted(negative, -below))
+    below = (0, *edges)
+    for bucket in reversed(range(len(edges))):
+        edge = edges[bucket]
+        stop = int(np.searchsorted(negative, -below[bucket]))
         size = stop - start
         # Equal parts: a full batch and a tiny one leave the tiny one's worker idle.
-        parts = -(-size // max(1, batch_tokens // edge))
+        parts = -(-size // sizes[bucket])
         for part in range(parts):
             yield start + size * part // parts, start + size * (part + 1) // parts, edge
         start = stop

@@ -1,19 +1,24 @@
 """The seam: what a backend must do, and how one is found.
 
 A session is a protocol and not a base class: a backend shares no code with another, only this
-shape. A backend is one module with two functions:
+shape. A backend is one module with four functions:
 
-* ``compile(bundle, precision) -> EngineRecord``: make what ``load`` needs, run every bucket once;
-* ``load(bundle, record, threads) -> Session``.
+* ``require_host(options)``: raise a HostError if this machine cannot compile;
+* ``compile(bundle, precision, options) -> EngineRecord``: make what ``load`` needs, run every
+  bucket once;
+* ``load(bundle, record, options) -> Session``;
+* ``unsuited(record) -> str | None``: why this host should not serve that engine.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,32 +26,93 @@ import numpy.typing as npt
 from attn_export.errors import UsageError
 from attn_export.spec import TensorSpec
 
+from .profiles import Profile
+
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Outputs = dict[str, np.ndarray[Any, Any]]
 
 # Strings, so that listing the backends imports none of them.
-BACKENDS = {"onnxruntime": "attn_export.engines.onnxruntime"}
+BACKENDS = {
+    "onnxruntime": "attn_export.engines.onnxruntime",
+    "tensorrt": "attn_export.engines.tensorrt",
+}
 ENTRY_POINTS = "attn_export.backends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """How engines are made. A backend reads what concerns it.
+
+    Args:
+        provider: ONNX Runtime's execution provider: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        target: the GPU to build for, a name of ``targets.TARGETS``; None is the one that is there.
+        profiles: optimization profiles; none: one for each bucket.
+        workspace_mib: memory for the tactics that TensorRT tries; None is all that the GPU has.
+        optimization_level: 0 to 5, how long TensorRT searches; None is its own default.
+        cache: the folder of timing caches; None keeps none.
+        error_on_cache_miss: fail where a tactic's time is not in the cache.
+        version_compatible: a plan for other TensorRT versions: ``"lean"`` is for the lean runtime,
+            ``"embedded"`` carries that runtime with it.
+        same_compute_capability: a plan for every GPU of this compute capability, not for this
+            model alone; NvInfer.h says that it may cost speed.
+        timeout_s: give up on one engine after this many seconds.
+        least_fp16_share: of the GEMM layers of a reduced-precision engine.
+        say: told what is going on.
+    """
+
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    target: str | None = None
+    profiles: tuple[Profile, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    cache: Path | None = None
+    error_on_cache_miss: bool = False
+    version_compatible: Literal["lean", "embedded"] | None = None
+    same_compute_capability: bool = False
+    timeout_s: float | None = None
+    least_fp16_share: float = 0.9
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How an engine is opened. A backend reads what concerns it.
+
+    Args:
+        threads: CPU threads, or None for each CPU that this process may use.
+        streams: batches that a GPU works on at a time; each has its own device memory.
+        cuda_graphs: replay a captured CUDA graph where a shape comes again.
+        wait_s: how long a batch waits for a free stream.
+        allow_host_code: run the code that a version-compatible plan may carry.
+    """
+
+    threads: int | None = None
+    streams: int = 2
+    cuda_graphs: bool = True
+    wait_s: float = 60.0
+    allow_host_code: bool = False
 
 
 class Session(Protocol):
     """One loaded engine. Safe to share between threads.
 
     Attributes:
-        pads_to_edge: True where every batch must be padded to its bucket's edge (fixed shapes);
-            False where a batch may stop at its own longest sequence.
+        profiles: the shapes that it takes; none where it takes any.
         batch_tokens: how many tokens (padding included) fill one batch of :meth:`run_all`.
+
+    With profiles, batches of :meth:`run_all` are padded to their bucket's edge; without, a batch
+    may stop at its own longest sequence.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     buckets: tuple[int, ...]
-    pads_to_edge: bool
+    profiles: tuple[Profile, ...]
     batch_tokens: int
 
     def run(self, feeds: Feeds) -> Outputs:
-        """One batch, as fast as one batch can be."""
+        """One batch of a shape that it takes, as fast as one batch can be."""
 
     def run_all(self, batches: Iterable[Feeds]) -> Iterator[Outputs]:
         """Many independent batches, as many a second as the device can; results in order."""

@@ -19,8 +19,18 @@ from safetensors.torch import save_file
 import attn_export
 from attn_export.benchmarks.parity import ParityReport
 from attn_export.bucketing import BucketOptions
-from attn_export.build import BuildPlan, build, compile_bundle, parity, require_parity
+from attn_export.build import (
+    BuildPlan,
+    build,
+    compile_bundle,
+    parity,
+    require_parity,
+    resolve_backend,
+)
 from attn_export.bundle import Bundle, file_record, write_manifest
+from attn_export.engines.cuda_driver import Cuda
+from attn_export.engines.profiles import given_profiles
+from attn_export.engines.session import CompileOptions
 from attn_export.errors import (
     BuildFailed,
     BundleError,
@@ -31,6 +41,7 @@ from attn_export.errors import (
 )
 from attn_export.exporter.attention import Attention
 from attn_export.exporter.source import ModelSource, load_model
+from attn_export.manifest import EngineRecord
 from attn_export.portable import Fp16Options, export
 
 TINY = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "vocab_size": 60, "max_length": 16}
@@ -99,7 +110,7 @@ def test_a_bundle_holds_what_it_says_and_passes_parity_again(
     for engine in manifest.engines.values():
         assert engine.parity is not None
         assert engine.parity["passed"]
-        assert engine.parity["graph_sha256"] == manifest.graphs[engine.graph].files[0].sha256
+        assert engine.parity["sha256"] == manifest.graphs[engine.graph].files[0].sha256
     names = {p.name for p in directory.iterdir()}
     assert names == {
         "manifest.json",
@@ -195,10 +206,122 @@ def test_compile_needs_no_model(bundle: Path, tmp_path: Path) -> None:
     manifest.engines.clear()
     manifest.model["source"]["model"] = "gone.module:make"
     write_manifest(bundle, manifest)
-    report = compile_bundle(bundle, backend="onnxruntime", tolerances=None, say=say)
+    report = compile_bundle(
+        bundle, backend="onnxruntime", options=CompileOptions(), tolerances=None, say=say
+    )
     assert report.reference == "golden"
     assert report.passed
     attn_export.load(bundle).close()
+
+
+NO_GPU = Cuda(version=None, gpus=(), problem="no NVIDIA driver (libcuda.so.1 was not found)")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cuda_driver", "targets", "tensorrt"):
+        monkeypatch.setattr(f"attn_export.engines.{module}.probe", lambda: NO_GPU)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("target", [None, "t4"])
+def test_compile_without_a_gpu_says_so_and_changes_nothing(
+    bundle: Path, target: str | None
+) -> None:
+    before = contents(bundle)
+    with pytest.raises(HostError) as caught:
+        compile_bundle(
+            bundle,
+            backend="tensorrt",
+            options=CompileOptions(target=target),
+            tolerances=None,
+            say=say,
+        )
+    assert caught.value.exit_code == 3
+    assert "no NVIDIA driver" in str(caught.value)
+    assert f"{bundle} is unchanged" in str(caught.value)
+    assert contents(bundle) == before
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_build_for_a_gpu_elsewhere_leaves_a_bundle_that_can_be_compiled(tmp_path: Path) -> None:
+    plan = plan_of(tiny("mqa"), options=CompileOptions(target="t4"))
+    with pytest.raises(HostError) as caught:
+        build(plan, tmp_path / "b", say=say)
+    assert "a GPU of compute capability 7.5 (T4)" in str(caught.value)
+    assert f"attn-export compile {tmp_path / 'b'}" in str(caught.value)
+    made = Bundle.open(tmp_path / "b")
+    assert set(made.manifest.graphs) == {"fp32", "fp16"}
+    assert made.manifest.engines == {}
+    report = compile_bundle(
+        tmp_path / "b", backend="onnxruntime", options=CompileOptions(), tolerances=None, say=say
+    )
+    assert report.passed
+    attn_export.load(tmp_path / "b").close()
+
+
+def test_shapes_for_a_gpu_are_refused_on_a_cpu(bundle: Path) -> None:
+    options = CompileOptions(profiles=given_profiles([(1, 2, 2)], [(1, 5, 5)]))
+    with pytest.raises(UsageError, match="-b and -s are for a GPU"):
+        compile_bundle(bundle, backend="onnxruntime", options=options, tolerances=None, say=say)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_is_onnx_runtime_where_no_gpu_is() -> None:
+    assert resolve_backend("auto", CompileOptions()) == "onnxruntime"
+    assert resolve_backend("auto", CompileOptions(provider="cuda", target="t4")) == "onnxruntime"
+    assert resolve_backend("auto", CompileOptions(target="t4")) == "tensorrt"
+
+
+def test_a_verdict_on_other_bytes_counts_for_nothing(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    engine = manifest.engines["onnxruntime-fp32"]
+    assert engine.parity is not None
+    engine.parity["sha256"] = "0" * 64
+    write_manifest(bundle, manifest)
+    with pytest.raises(BundleError, match=r"onnxruntime-fp32 \(parity failed"):
+        attn_export.load(bundle)
+
+
+def test_an_engine_for_elsewhere_is_skipped_by_parity_unless_it_is_named(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    plan = EngineRecord(
+        backend="tensorrt",
+        precision="fp16",
+        graph="fp16",
+        variant="sm75-10.16.1",
+        environment={"compute_capability": "7.5", "tensorrt": "10.16.1.11", "gpu": "Tesla T4"},
+    )
+    manifest.engines[plan.name] = plan
+    write_manifest(bundle, manifest)
+    report = again(bundle)
+    assert report.passed
+    assert list(report.skipped) == ["tensorrt-fp16-sm75-10.16.1"]
+    with pytest.raises(HostError):
+        again(bundle, engine=plan.name)
+    manifest.engines = {plan.name: plan}
+    write_manifest(bundle, manifest)
+    with pytest.raises(HostError, match="this machine can run no engine of the bundle"):
+        again(bundle)
+
+
+def test_profiles_set_the_buckets_of_a_build(tmp_path: Path) -> None:
+    profiles = given_profiles([(1, 2, 2)], [(1, 5, 5), (6, 12, 12)])
+    report = build(
+        plan_of(tiny("gqa"), buckets=BucketOptions(profiles=profiles)), tmp_path / "b", say=say
+    )
+    assert report.passed
+    assert Bundle.open(tmp_path / "b").manifest.buckets["edges"] == [5, 12]
+    too_long = given_profiles([(1, 2, 2)], [(1, 5, 17)])
+    with pytest.raises(UsageError, match="longer than the model's 16 tokens"):
+        build(
+            plan_of(tiny("gqa"), buckets=BucketOptions(profiles=too_long)), tmp_path / "c", say=say
+        )
 
 
 def test_other_weights_than_the_bundles_fall_back_to_the_golden_file(bundle: Path) -> None:
@@ -338,7 +461,7 @@ def test_torchs_own_attention_with_float_inputs_goes_the_whole_road(
 
 
 def test_a_lone_graph_is_compared_and_written_whole(tmp_path: Path) -> None:
-    summary, verdict = export(tiny("gqa"), tmp_path / "out" / "g.onnx", lowering="fold", say=say)
+    summary, verdict, _ = export(tiny("gqa"), tmp_path / "out" / "g.onnx", lowering="fold", say=say)
     assert "equal to eager PyTorch" in verdict
     assert summary["opset"] == 17
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["g.onnx"]

@@ -20,6 +20,7 @@ from attn_export import bundle as bundle_module
 from attn_export.bundle import (
     MANIFEST,
     Bundle,
+    extended,
     file_record,
     locked,
     staged,
@@ -573,3 +574,86 @@ def test_the_hash_is_sha256_of_the_whole_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(block + b"1")
     (tmp_path / "b").write_bytes(block + b"2")
     assert bundle_module.sha256(tmp_path / "a") != bundle_module.sha256(tmp_path / "b")
+
+
+# Adding engines to a bundle
+
+
+def add_plan(directory: Path, text: str) -> None:
+    with extended(directory) as bundle:
+        plan = bundle.directory / "trt" / "sm75" / "model.plan"
+        write_atomic(plan, text)
+        record = EngineRecord(backend="tensorrt", precision="fp32", graph="fp32")
+        record.files = [file_record(plan, root=bundle.directory)]
+        bundle.manifest.engines[record.name] = record
+
+
+def test_an_engine_is_added_and_replaced_and_the_rest_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "bundle"
+    build(directory, "one")
+    before = Bundle.open(directory).manifest
+    for text in ("a plan", "another plan"):
+        add_plan(directory, text)
+        bundle = Bundle.open(directory)
+        assert bundle.manifest.graphs == before.graphs
+        assert set(bundle.manifest.engines) == {"onnxruntime-fp32", "tensorrt-fp32"}
+        for record in bundle.manifest.files:
+            bundle.verify(record)
+        assert (directory / "trt/sm75/model.plan").read_text() == text
+    assert sorted(path.name for path in directory.iterdir() if path.name.startswith(".")) == []
+
+
+def interrupt_addition(directory: Path) -> None:
+    with extended(directory) as bundle:
+        write_atomic(bundle.directory / "trt/sm75/model.plan", "half a pl")
+        raise KeyboardInterrupt
+
+
+def test_a_failed_addition_leaves_the_old_plan(tmp_path: Path) -> None:
+    directory = tmp_path / "bundle"
+    build(directory, "one")
+    add_plan(directory, "a plan")
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_addition(directory)
+    bundle = Bundle.open(directory)
+    for record in bundle.manifest.files:
+        bundle.verify(record)
+
+
+def test_an_addition_to_no_bundle_or_to_half_of_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"), extended(tmp_path / "absent"):
+        pass
+    assert not (tmp_path / "absent").exists()
+    directory = tmp_path / "bundle"
+    build(directory, "one")
+    (directory / "model.fp16.onnx").unlink()
+    with pytest.raises(BundleError, match=r"model\.fp16\.onnx is missing"), extended(directory):
+        pass
+
+
+def test_files_are_copied_where_second_names_are_not_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "not here", str(self))
+
+    directory = tmp_path / "bundle"
+    build(directory, "one")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    add_plan(directory, "a plan")
+    bundle = Bundle.open(directory)
+    for record in bundle.manifest.files:
+        bundle.verify(record)
+
+
+def test_reports_stay_with_their_graphs_and_go_with_them(tmp_path: Path) -> None:
+    directory = tmp_path / "bundle"
+    build(directory, "one")
+    write_atomic(directory / "reports/bench.json", "{}")
+    write_atomic(directory / "cache/timing.bin", b"\x00")
+    add_plan(directory, "a plan")
+    assert (directory / "reports/bench.json").exists()
+    build(directory, "two")
+    assert not (directory / "reports").exists()
+    assert not (directory / "trt/sm75/model.plan").exists()
+    assert (directory / "cache/timing.bin").read_bytes() == b"\x00"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,6 +20,7 @@ from attn_export import build as builder
 from attn_export.cli import main
 from attn_export.errors import BuildFailed, GateFailed, HostError, Inconclusive
 
+ROOT = Path(__file__).resolve().parent.parent
 DIMENSIONS = [
     "--hidden-size",
     "32",
@@ -32,6 +34,21 @@ DIMENSIONS = [
     "16",
 ]
 SMALL = [*DIMENSIONS, "--buckets", "2"]
+ODD = """
+import torch
+
+class Odd(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(16, 8)
+
+    def forward(self, input_ids, attention_mask):
+        keep = attention_mask.to(torch.int16).to(torch.float32)
+        return {"out": self.table(input_ids) * keep[..., None]}
+
+def make():
+    return Odd().eval()
+"""
 
 
 def call(*arguments: str | Path) -> Result:
@@ -58,7 +75,7 @@ def test_json_leaves_stdout_to_the_result(tmp_path: Path, made: Path) -> None:
     for arguments in (
         ["build", "mqa", *SMALL, "-o", str(tmp_path / "b"), "--json"],
         ["parity", str(made), "--json"],
-        ["compile", str(tmp_path / "b"), "--json"],
+        ["compile", str(tmp_path / "b"), "--backend", "onnxruntime", "--json"],
         ["inspect", str(made), "--json"],
         ["inspect", str(made / "model.onnx"), "--json"],
         ["export", "mqa", *DIMENSIONS, "-o", str(tmp_path / "m.onnx"), "--json"],
@@ -83,6 +100,60 @@ def test_inspect_shows_a_bundle_and_a_graph(made: Path) -> None:
     graph = call("inspect", made / "model.fp16.onnx").stdout
     assert "opset 17" in graph
     assert "Softmax 2" in graph
+
+
+@pytest.mark.parametrize("version", ["tensorrt-8.6", "tensorrt-10", "tensorrt-11"])
+def test_inspect_says_that_a_bundle_fits_a_tensorrt(made: Path, version: str) -> None:
+    result = call("inspect", made, "--for", version)
+    assert result.exit_code == 0, result.output
+    assert f"fits TensorRT {version.removeprefix('tensorrt-')}" in result.stdout.splitlines()[-1]
+    data = json.loads(call("inspect", made, "--for", version, "--json").stdout)
+    assert data["for"] == version
+    assert set(data["graphs"]) == {"model.onnx", "model.fp16.onnx"}
+
+
+def test_inspect_says_what_keeps_a_graph_from_a_tensorrt(made: Path, tmp_path: Path) -> None:
+    graph = onnx.load(made / "model.onnx")
+    graph.opset_import[0].version = 20
+    graph.graph.node[-1].op_type = "Unique"
+    path = tmp_path / "newer.onnx"
+    onnx.save(graph, path)
+    result = call("inspect", path, "--for", "tensorrt-8.6")
+    assert result.exit_code == 1
+    assert "newer.onnx: error: the graph is at opset 20" in result.stdout
+    assert f"Error: {path} does not fit TensorRT 8.6: 2 errors" in result.stderr.replace("\n", " ")
+    shown = call("inspect", path, "--for", "tensorrt-11", "--json")
+    assert shown.exit_code == 1
+    errors = [
+        f for f in json.loads(shown.stdout)["graphs"]["newer.onnx"] if f["severity"] == "error"
+    ]
+    assert [(error["op"], error["node"]) for error in errors] == [("Unique", "classifier.gemm")]
+    altered = shutil.copytree(made, tmp_path / "altered")
+    shutil.copy(path, altered / "model.onnx")
+    assert call("inspect", altered, "--for", "tensorrt-11").exit_code == 4
+    assert call("inspect", path, "--for", "tensorrt-9").exit_code == 2
+
+
+def test_export_notes_what_tensorrt_would_not_fuse(tmp_path: Path) -> None:
+    small = call("export", "mqa", *DIMENSIONS, "-o", tmp_path / "m.onnx")
+    assert small.exit_code == 0
+    assert "note: TensorRT 8.6: warning: MatMul 'layers.0.attention.scores' and 1 more" in (
+        small.stdout
+    )
+    sized = [*DIMENSIONS, "--hidden-size", "64", "--json"]
+    fit = call("export", "mqa", *sized, "-o", tmp_path / "m.onnx")
+    assert json.loads(fit.stdout)["notes"] == []
+
+
+def test_a_bundle_records_who_cannot_read_its_graphs(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    directory = tmp_path / "bundle"
+    model = f"{tmp_path / 'odd.py'}:make"
+    result = call("build", model, "--max-length", "8", "-o", directory)
+    assert result.exit_code == 0, result.output
+    graph = json.loads((directory / "manifest.json").read_text())["graphs"]["fp32"]
+    assert set(graph["lint"]) == {"tensorrt-8.6", "tensorrt-10", "tensorrt-11"}
+    assert "1 tensors are INT16" in graph["lint"]["tensorrt-8.6"][0]
 
 
 def test_parity_exit_codes(made: Path, tmp_path: Path) -> None:
@@ -110,7 +181,7 @@ def test_parity_exit_codes(made: Path, tmp_path: Path) -> None:
         (["build", "mqa", "--kv-heads", "3"], 2, "use the model gqa"),
         (["build", "absent.py:make"], 2, "no file absent.py"),
         (["build", "--fp16-io"], 2, "need --fp16"),
-        (["build", "--minShapes", "x:1x1"], 2, "profiles are computed from lengths"),
+        (["build", "--minShapes", "x:1x1"], 2, "-b/--batch-size and -s/--seq-len"),
         (["build", "mqa", "--max-length", "4096"], 2, "over the model's maximum"),
         (["build", "--data", "absent.jsonl", *SMALL], 2, "absent.jsonl"),
         (["parity", "absent"], 4, "is not a bundle"),
@@ -255,3 +326,28 @@ def test_a_read_only_bundle_loads_and_proves(
     assert result.returncode == 0, result.stderr
     assert "[PASS]" in result.stdout
     assert "not recorded in the bundle" in result.stderr
+
+
+def test_a_build_that_cannot_be_stopped_does_not_cost_the_exit_code(tmp_path: Path) -> None:
+    code = """
+import sys, threading, time
+from attn_export import build
+from attn_export.cli import main
+from attn_export.engines.build_thread import run_stoppable
+
+def compile_bundle(*args, **kwargs):
+    run_stoppable(lambda: time.sleep(600), what="building", stop=None, timeout_s=0.1, say=print)
+
+build.compile_bundle = compile_bundle
+main(["compile", "anything"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "goes on in the background until this process ends" in done.stderr

@@ -24,6 +24,7 @@ from attn_export.manifest import FileRecord, GraphRecord, Manifest, read_manifes
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 REPORTS = "reports"
+CACHE = "cache"
 STAGING = ".staging-"
 READY = ".ready-"
 RETIRED = ".retired-manifest.json"
@@ -170,6 +171,37 @@ def staged(directory: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def extended(directory: Path) -> Iterator[Bundle]:
+    """Yield a staged copy of a bundle, to add engines to; on success it replaces the bundle.
+
+    The copy's files are the bundle's own under a second name. Nothing that the copy's manifest
+    does not name is taken over.
+
+    Raises:
+        BundleError: if there is no bundle, or a file of it is missing.
+        HostError: as :func:`staged` does.
+    """
+    Bundle.open(directory)
+    with staged(directory) as staging:
+        manifest = Bundle.open(directory).manifest
+        for record in manifest.files:
+            target = staging / record.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _second_name(directory / record.file, target)
+        yield Bundle(staging, manifest)
+        write_manifest(staging, manifest)
+
+
+def _second_name(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise BundleError(f"{source} is missing; copy the bundle again or rebuild it")
+    try:
+        target.hardlink_to(source)
+    except OSError:  # some file systems have no second names
+        shutil.copy2(source, target)
+
+
 def _make_directory(directory: Path) -> list[Path]:
     """Make a directory and its parents; return those that were new, deepest first."""
     missing = []
@@ -195,7 +227,7 @@ def _recover(directory: Path) -> None:
 def _refuse_other_files(directory: Path) -> None:
     if (directory / MANIFEST).exists():
         return
-    others = sorted(path.name for path in directory.iterdir())
+    others = sorted(path.name for path in directory.iterdir() if path.name != CACHE)
     if others:
         raise HostError(
             f"{directory} holds other files ({', '.join(others[:3])}) and no bundle; "
@@ -226,7 +258,8 @@ def _move_in(ready: Path, directory: Path) -> None:
         for name in _owned_files(retired):
             (directory / name).unlink(missing_ok=True)
         if retired.exists():
-            shutil.rmtree(directory / REPORTS, ignore_errors=True)  # they speak of the old graphs
+            if _graphs(retired) != _graphs(ready / MANIFEST):
+                shutil.rmtree(directory / REPORTS, ignore_errors=True)  # they speak of the old ones
             retired.unlink()
         for path in sorted(ready.rglob("*")):
             if path.is_file() and path.name != MANIFEST:
@@ -246,6 +279,13 @@ def _owned_files(path: Path) -> list[str]:
     return [record.file for record in manifest.files]
 
 
+def _graphs(path: Path) -> dict[str, GraphRecord] | None:
+    try:
+        return read_manifest(path).graphs
+    except (OSError, BundleError):
+        return None
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step.
 
@@ -255,7 +295,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     write_atomic(directory / MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -265,7 +305,7 @@ def write_atomic(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{STAGING}{path.name}.{os.getpid()}")
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content if isinstance(content, bytes) else content.encode())
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

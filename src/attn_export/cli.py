@@ -10,13 +10,17 @@ import click
 
 import attn_export
 from attn_export.console import Steps
+from attn_export.exporter.tensorrt_importers import VERSIONS
 from attn_export.options import (
     PATH,
     Group,
     backend_option,
     bundle_argument,
     command_line,
+    compile_options,
     data_options,
+    engine_options,
+    host_code_option,
     json_option,
     model_options,
     model_source,
@@ -59,12 +63,15 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
 
     source = model_source(model, values)
     with Steps() as say:
-        summary, verdict = portable.export(source, output, lowering=values["lowering"], say=say)
+        summary, verdict, notes = portable.export(
+            source, output, lowering=values["lowering"], say=say
+        )
     if as_json:
-        _print_json({"path": str(output), "verdict": verdict, "graph": summary})
+        _print_json({"path": str(output), "verdict": verdict, "notes": notes, "graph": summary})
         return
     _print_lines(inspection.lines(summary))
     click.echo(f"{output}: {verdict}")
+    _print_lines(f"note: {note}" for note in notes)
 
 
 @main.command()
@@ -78,7 +85,8 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
     "--buckets", type=click.IntRange(min=1), default=6, show_default=True, help="Length buckets."
 )
 @data_options
-@backend_option
+@backend_option("auto")
+@engine_options
 @tolerance_options
 @json_option
 def build(  # noqa: PLR0917
@@ -113,13 +121,18 @@ def build(  # noqa: PLR0917
         raise click.UsageError(
             "--fp16-io, --nodes-to-exclude and --op-types-to-exclude need --fp16"
         )
+    options = compile_options(values)
     source = model_source(model, values)
     directory = output or Path(f"{source.name}-bundle")
     plan = builder.BuildPlan(
         source=source,
         lowering=values["lowering"],
         buckets=BucketOptions(
-            count=buckets, max_length=values["max_length"], data=data, tokenizer=tokenizer
+            count=buckets,
+            max_length=values["max_length"],
+            data=data,
+            tokenizer=tokenizer,
+            profiles=options.profiles,
         ),
         fp16=Fp16Options(
             nodes_to_exclude=nodes_to_exclude,
@@ -129,6 +142,7 @@ def build(  # noqa: PLR0917
         if fp16
         else None,
         backend=backend,
+        options=options,
         tolerances=_tolerances(atol, rtol),
         command=command_line(),
     )
@@ -141,23 +155,35 @@ def build(  # noqa: PLR0917
 
 @main.command("compile")
 @bundle_argument
-@backend_option
+@backend_option("tensorrt")
+@engine_options
 @tolerance_options
 @json_option
 def compile_(
-    directory: Path, backend: str, atol: tuple[str, ...], rtol: tuple[str, ...], as_json: bool
+    directory: Path,
+    backend: str,
+    atol: tuple[str, ...],
+    rtol: tuple[str, ...],
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Compile the graphs of the bundle DIR for this machine and prove the engines.
 
     \b
-    Example:
-        attn-export compile mqa-bundle
+    Examples:
+        attn-export compile mqa-bundle --target t4
+        attn-export compile mqa-bundle -b 1 1 8 -s 1 32 128
+        attn-export compile mqa-bundle --backend onnxruntime
     """
     from attn_export import build as builder
 
     with Steps() as say:
         report = builder.compile_bundle(
-            directory, backend=backend, tolerances=_tolerances(atol, rtol), say=say
+            directory,
+            backend=backend,
+            options=compile_options(values),
+            tolerances=_tolerances(atol, rtol),
+            say=say,
         )
     _print_parity(report, as_json)
     builder.require_parity(report)
@@ -173,12 +199,14 @@ def compile_(
     show_default=True,
     help="Eager PyTorch, or the outputs of it that the bundle holds.",
 )
+@host_code_option
 @tolerance_options
 @json_option
 def parity(  # noqa: PLR0917
     directory: Path,
     engine: str | None,
     reference: Any,
+    allow_host_code: bool,
     atol: tuple[str, ...],
     rtol: tuple[str, ...],
     as_json: bool,
@@ -192,7 +220,11 @@ def parity(  # noqa: PLR0917
     from attn_export import build as builder
 
     report, note = builder.parity(
-        directory, engine=engine, reference=reference, tolerances=_tolerances(atol, rtol)
+        directory,
+        engine=engine,
+        reference=reference,
+        tolerances=_tolerances(atol, rtol),
+        allow_host_code=allow_host_code,
     )
     _print_parity(report, as_json)
     if note:
@@ -206,6 +238,8 @@ def parity(  # noqa: PLR0917
 @data_options
 @click.option("--quick", is_flag=True, help="A first impression in under a minute.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [all available].")
+@click.option("--engine-python", help="Python with numpy and the engines' packages [this one].")
+@host_code_option
 @json_option
 def bench(  # noqa: PLR0917
     directory: Path,
@@ -214,16 +248,21 @@ def bench(  # noqa: PLR0917
     tokenizer: Path | None,
     quick: bool,
     threads: int | None,
+    engine_python: str | None,
+    allow_host_code: bool,
     as_json: bool,
 ) -> None:
     """Measure the engines of the bundle DIR against eager PyTorch FP32 padded to the maximum.
+
+    Eager PyTorch runs on the device of the engine.
 
     \b
     Example:
         attn-export bench mqa-bundle --data requests.jsonl
     """
     from attn_export.benchmarks.bench import run_bench
-    from attn_export.benchmarks.report import render_bench, write_report
+    from attn_export.benchmarks.report import render_bench
+    from attn_export.benchmarks.report_file import write_report
     from attn_export.bundle import Bundle
     from attn_export.calibration.data import read_sequences
 
@@ -233,7 +272,14 @@ def bench(  # noqa: PLR0917
         sequences = read_sequences(data, tokenizer=tokenizer, max_length=bundle.manifest.max_length)
     with Steps() as say:
         report = run_bench(
-            bundle, sequences=sequences, quick=quick, engine=engine, threads=threads, say=say
+            bundle,
+            sequences=sequences,
+            quick=quick,
+            engine=engine,
+            threads=threads,
+            engine_python=engine_python,
+            allow_host_code=allow_host_code,
+            say=say,
         )
     write_report(bundle, "bench", report)
     if as_json:
@@ -244,16 +290,26 @@ def bench(  # noqa: PLR0917
 
 @main.command()
 @click.argument("path", type=PATH)
+@click.option(
+    "--for",
+    "version",
+    type=click.Choice(VERSIONS),
+    help="Say instead what this TensorRT cannot read (exit 1), or reads and cannot fuse.",
+)
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, version: str | None, as_json: bool) -> None:
     """Show what is in a graph or a bundle: operators, dtypes, buckets, precision, provenance.
 
     \b
-    Example:
+    Examples:
         attn-export inspect mqa-bundle
+        attn-export inspect model.onnx --for tensorrt-8.6
     """
     from attn_export import inspection
 
+    if version is not None:
+        _inspect_for(path, version, as_json)
+        return
     facts = inspection.inspect(path)
     if as_json:
         _print_json(facts)
@@ -277,6 +333,20 @@ def doctor(as_json: bool) -> None:
         _print_json(report.to_json())
     else:
         _print_lines(render(report))
+
+
+def _inspect_for(path: Path, version: str, as_json: bool) -> None:
+    from attn_export import inspection
+
+    findings = inspection.lint(path, version)
+    if as_json:
+        graphs = {name: [item.to_json() for item in found] for name, found in findings.items()}
+        _print_json({"path": str(path), "for": version, "graphs": graphs})
+    else:
+        _print_lines(inspection.lint_lines(findings))
+    verdict = inspection.require_fit(findings, path, version)
+    if not as_json:
+        click.echo(verdict)
 
 
 def _tolerances(atol: tuple[str, ...], rtol: tuple[str, ...]) -> Tolerances:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attn_export.bundle import Bundle
+from attn_export.engines import layer_proof
+from attn_export.errors import GateFailed
+from attn_export.exporter.tensorrt_importers import IMPORTERS
 from attn_export.lazy import require
+
+if TYPE_CHECKING:
+    from attn_export.exporter.finding import Finding
+
+Findings = Mapping[str, Sequence["Finding"]]
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -25,6 +33,47 @@ def inspect(path: Path) -> dict[str, Any]:
     return Bundle.open(path).manifest.to_json()
 
 
+def lint(path: Path, version: str) -> Findings:
+    """What one version of TensorRT would not take, or not fuse, by graph file; needs onnx.
+
+    Raises:
+        BundleError: if it is neither a graph nor a bundle, or a graph of it was altered.
+        MissingPackage: where onnx is not installed.
+    """
+    require("onnx_ir", extra="export")
+    from attn_export.exporter.lint import lint_file
+
+    if path.is_file():
+        return {path.name: lint_file(path, version)}
+    bundle = Bundle.open(path)
+    return {
+        graph.path: lint_file(bundle.verify_graph(graph), version)
+        for graph in bundle.manifest.graphs.values()
+    }
+
+
+def lint_lines(findings: Findings) -> Iterator[str]:
+    """The findings as lines of text, errors first."""
+    from attn_export.exporter.finding import report
+
+    for name, found in findings.items():
+        yield from (f"{name}: {line}" for line in report(found))
+
+
+def require_fit(findings: Findings, path: Path, version: str) -> str:
+    """The sentence that says that every graph fits.
+
+    Raises:
+        GateFailed: if TensorRT of that version would refuse or misread one.
+    """
+    title = IMPORTERS[version].title
+    errors = sum(item.severity == "error" for found in findings.values() for item in found)
+    if errors:
+        noun = "error" if errors == 1 else "errors"
+        raise GateFailed(f"{path} does not fit {title}: {errors} {noun}")
+    return f"{path} fits {title}"
+
+
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The same as lines of text."""
     if "graphs" not in facts:
@@ -40,9 +89,14 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  note: {warning}" for warning in graph["warnings"])
     for name, engine in facts["engines"].items():
         yield f"\nengine {name}: {_verdict(engine['parity'])}"
-        yield f"  made on {_pairs(engine['environment'])}"
+        made_on = {key: _plain(value) for key, value in engine["environment"].items() if value}
+        yield f"  made on {_pairs(made_on)}"
+        for profile in engine["profiles"]:
+            yield f"  profile {_pairs({axis: _spaced(sizes) for axis, sizes in profile.items()})}"
         for bucket in engine["buckets"]:
             yield f"  bucket {_pairs(bucket)}"
+        if engine["proof"]:
+            yield from (f"  {line}" for line in layer_proof.lines(engine["proof"]))
 
 
 def _bundle_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -94,6 +148,14 @@ def _verdict(parity: Mapping[str, Any] | None) -> str:
 
 def _pairs(mapping: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def _plain(value: Any) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _spaced(sizes: Sequence[int]) -> str:
+    return " ".join(map(str, sizes))
 
 
 def _few(names: list[str]) -> str:

@@ -32,6 +32,7 @@ class GraphRecord:
         twin: the rounding twin that judges this graph on a CPU, or None.
         keep_fp32: names of the nodes that stay FP32, by role.
         fp16_io: float inputs and outputs are FP16 in this graph.
+        lint: TensorRT versions that cannot read this graph, each with the reasons.
     """
 
     precision: str
@@ -41,6 +42,7 @@ class GraphRecord:
     keep_fp32: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     fp16_io: bool = False
+    lint: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -58,20 +60,29 @@ class EngineRecord:
     """One engine: a graph compiled for a backend.
 
     Args:
-        parity: the verdict on these very bytes: ``passed``, the graph's sha256, the numbers.
+        variant: what sets it apart from the backend's other engines of this precision: a GPU and
+            a version (``"sm75-10.16.1"``), an execution provider; ``""`` where there is one.
+        files: what was compiled, the plan first; empty where the graph itself ships.
+        profiles: what it takes: least, optimal and largest ``"batch"`` and ``"sequence"``.
+        proof: which layers run in which precision, where the backend can tell.
+        parity: the verdict on these very bytes: ``passed``, their sha256, the numbers.
     """
 
     backend: str
     precision: str
     graph: str
+    variant: str = ""
+    files: list[FileRecord] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    profiles: list[dict[str, list[int]]] = field(default_factory=list)
     buckets: list[dict[str, Any]] = field(default_factory=list)
+    proof: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
         """What commands call it."""
-        return f"{self.backend}-{self.precision}"
+        return "-".join(filter(None, (self.backend, self.precision, self.variant)))
 
 
 @dataclass(kw_only=True)
@@ -94,11 +105,21 @@ class Manifest:
         """The longest sequence the engines take: the last bucket's edge."""
         return int(self.buckets["edges"][-1])
 
+    def shipped(self, engine: EngineRecord) -> FileRecord:
+        """The file that an engine runs: its plan, or the graph itself."""
+        return engine.files[0] if engine.files else self.graphs[engine.graph].files[0]
+
+    def passed(self, engine: EngineRecord) -> bool:
+        """Whether parity passed on the very bytes that the engine runs."""
+        verdict = engine.parity or {}
+        return bool(verdict.get("passed")) and verdict.get("sha256") == self.shipped(engine).sha256
+
     @property
     def files(self) -> list[FileRecord]:
         """Every file that the manifest vouches for."""
         found = [record for graph in self.graphs.values() for record in graph.files]
         found += [graph.twin for graph in self.graphs.values() if graph.twin]
+        found += [record for engine in self.engines.values() for record in engine.files]
         return [*found, self.reference] if self.reference else found
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +151,7 @@ class Manifest:
                     "inputs": [TensorSpec.from_json(spec) for spec in data["inputs"]],
                     "outputs": [TensorSpec.from_json(spec) for spec in data["outputs"]],
                     "graphs": {k: _graph_record(v) for k, v in data["graphs"].items()},
-                    "engines": {k: EngineRecord(**v) for k, v in data["engines"].items()},
+                    "engines": {k: _engine_record(v) for k, v in data["engines"].items()},
                     "reference": _optional_record(data["reference"]),
                 }
             )
@@ -155,6 +176,11 @@ def _graph_record(data: dict[str, Any]) -> GraphRecord:
     if not files:
         raise BundleError("the manifest names a graph without a file; rebuild the bundle")
     return GraphRecord(**{**data, "files": files, "twin": _optional_record(data["twin"])})
+
+
+def _engine_record(data: dict[str, Any]) -> EngineRecord:
+    files = [_file_record(item) for item in data.get("files", [])]
+    return EngineRecord(**{**data, "files": files})
 
 
 def read_manifest(path: Path) -> Manifest:

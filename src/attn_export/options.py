@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import click
 from attn_export.errors import AttnExportError
 
 if TYPE_CHECKING:
+    from attn_export.engines.session import CompileOptions
     from attn_export.exporter.source import ModelSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,11 +22,19 @@ PATH = click.Path(path_type=Path)
 
 # Spellings of other tools -> ours.
 FOREIGN = {
-    "--minShapes": "--max-length and --buckets (profiles are computed from lengths)",
-    "--optShapes": "--buckets (profiles are computed from lengths)",
-    "--maxShapes": "--max-length (profiles are computed from lengths)",
+    "--minShapes": "-b/--batch-size and -s/--seq-len, each MIN OPT MAX",
+    "--optShapes": "-b/--batch-size and -s/--seq-len, each MIN OPT MAX",
+    "--maxShapes": "-b/--batch-size and -s/--seq-len, each MIN OPT MAX",
     "--onnx": "the argument MODEL, or a bundle for 'attn-export compile'",
     "--saveEngine": "-o/--output, a bundle directory",
+    "--memPoolSize": "--workspace MIB",
+    "--builderOptimizationLevel": "--optimization-level",
+    "--timingCacheFile": "nothing (the bundle keeps the timing cache)",
+    "--errorOnTimingCacheMiss": "--error-on-timing-cache-miss",
+    "--versionCompatible": "--version-compatible embedded",
+    "--excludeLeanRuntime": "--version-compatible lean",
+    "--hardwareCompatibilityLevel": "--same-compute-capability",
+    "--stronglyTyped": "nothing (the precision is in the graph)",
     "--precision": "--fp16",
     "--fp32-layers": "--nodes-to-exclude",
     "--layerPrecisions": "--nodes-to-exclude",
@@ -34,6 +44,20 @@ FOREIGN = {
 
 class Group(click.Group):
     """Errors of ours become one line and their exit code; a bug keeps its traceback (70)."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            from attn_export.engines.build_thread import is_left_running
+
+            if is_left_running():
+                # Python's own way out could crash in the library, and the exit code be lost.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -105,8 +129,67 @@ data_options = _together(
     click.option("--tokenizer", type=PATH, help="tokenizer.json, for texts."),
 )
 
-backend_option = click.option(
-    "--backend", default="auto", show_default=True, help="auto, onnxruntime or a plug-in's name."
+
+def backend_option(default: str) -> Callable[[Command], Command]:
+    """``--backend`` with a command's own default."""
+    return click.option(
+        "--backend",
+        default=default,
+        show_default=True,
+        help="auto, tensorrt, onnxruntime or a plug-in's name.",
+    )
+
+
+def _shape(short: str, name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(
+        short, name, type=(int, int, int), multiple=True, metavar="MIN OPT MAX", help=text
+    )
+
+
+engine_options = _together(
+    _shape("-b", "--batch-size", "Samples of one optimization profile; repeat for more."),
+    _shape("-s", "--seq-len", "Its tokens. Without both: one profile for each bucket."),
+    click.option("--target", help="GPU to build for: t4, l4, a10, a100, h100 [the one here]."),
+    click.option(
+        "--provider",
+        type=click.Choice(["cpu", "cuda", "tensorrt"]),
+        default="cpu",
+        show_default=True,
+        help="ONNX Runtime's execution provider.",
+    ),
+    click.option("--workspace", type=click.IntRange(min=1), help="TensorRT workspace, in MiB."),
+    click.option(
+        "--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT searches."
+    ),
+    click.option(
+        "--error-on-timing-cache-miss",
+        is_flag=True,
+        help="Fail rather than time a tactic that the bundle's timing cache lacks.",
+    ),
+    click.option(
+        "--version-compatible",
+        type=click.Choice(["lean", "embedded"]),
+        help="A plan for other TensorRT versions: for the lean runtime, or with it inside.",
+    ),
+    click.option(
+        "--same-compute-capability",
+        is_flag=True,
+        help="A plan for every GPU of this compute capability; may cost speed.",
+    ),
+    click.option("--timeout", type=click.FloatRange(min=1), help="Seconds for one engine."),
+    click.option(
+        "--min-fp16-share",
+        type=click.FloatRange(0, 1),
+        default=0.9,
+        show_default=True,
+        help="Least share of the GEMM layers in FP16 or INT8.",
+    ),
+)
+
+host_code_option = click.option(
+    "--allow-host-code",
+    is_flag=True,
+    help="Load plans that carry their own TensorRT runtime, which is code.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -139,6 +222,30 @@ def model_source(model: str, values: dict[str, Any]) -> ModelSource:
         weights=str(values["weights"]) if values["weights"] else None,
         seed=values["seed"],
         max_length=None if model in BUILTIN else values["max_length"],
+    )
+
+
+def compile_options(values: dict[str, Any]) -> CompileOptions:
+    """What :data:`engine_options` says.
+
+    Raises:
+        UsageError: if a profile's numbers do not ascend, or -b and -s do not pair.
+    """
+    from attn_export.engines.profiles import given_profiles
+    from attn_export.engines.session import CompileOptions
+
+    batches, sequences = values["batch_size"], values["seq_len"]
+    return CompileOptions(
+        provider=values["provider"],
+        target=values["target"],
+        profiles=given_profiles(batches, sequences) if batches or sequences else (),
+        workspace_mib=values["workspace"],
+        optimization_level=values["optimization_level"],
+        error_on_cache_miss=values["error_on_timing_cache_miss"],
+        version_compatible=values["version_compatible"],
+        same_compute_capability=values["same_compute_capability"],
+        timeout_s=values["timeout"],
+        least_fp16_share=values["min_fp16_share"],
     )
 
 

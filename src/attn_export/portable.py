@@ -42,11 +42,12 @@ class Fp16Options:
 
 def export(
     source: ModelSource, output: Path, *, lowering: Lowering, say: Say
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], str, list[str]]:
     """Write one FP32 graph and compare it with eager PyTorch.
 
     Returns:
-        The graph's summary, and a sentence on the comparison.
+        The graph's summary, a sentence on the comparison, and notes on what TensorRT 8.6 would
+        refuse, misread or not fuse.
 
     Raises:
         GateFailed: if the graph is not equal to the model; nothing is written then.
@@ -54,8 +55,11 @@ def export(
     """
     require_export()
     from attn_export.exporter.export import export_graph
+    from attn_export.exporter.finding import report
+    from attn_export.exporter.graph_file import read_graph
+    from attn_export.exporter.lint import lint
     from attn_export.exporter.source import load_model
-    from attn_export.exporter.summary import summarise_file
+    from attn_export.exporter.summary import summarise
 
     say("making the model")
     model = load_model(source)
@@ -72,7 +76,9 @@ def export(
             verdict = _compare_draft(model, draft, outputs, matrix)
             for path in sorted(Path(folder).iterdir(), key=lambda item: item == draft):
                 path.replace(output.parent / path.name)
-    return summarise_file(output), verdict
+    graph = read_graph(output)
+    notes = [f"TensorRT 8.6: {line}" for line in report(lint(graph, "tensorrt-8.6"))]
+    return summarise(graph), verdict, notes
 
 
 def require_export() -> None:
@@ -163,13 +169,17 @@ def _write_fp16(options: Fp16Options, graph: Path, staging: Path) -> GraphRecord
 
 
 def _graph_record(path: Path, precision: str) -> GraphRecord:
-    from attn_export.exporter.summary import summarise_file
+    from attn_export.exporter.graph_file import read_graph
+    from attn_export.exporter.lint import unreadable_by
+    from attn_export.exporter.summary import summarise
 
     files = [path, *sorted(path.parent.glob(f"{path.name}.data"))]
+    graph = read_graph(path)
     return GraphRecord(
         precision=precision,
         files=[file_record(item, root=path.parent) for item in files],
-        summary=summarise_file(path),
+        summary=summarise(graph),
+        lint=unreadable_by(graph),
     )
 
 

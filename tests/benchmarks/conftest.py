@@ -14,6 +14,7 @@ from attn_export.benchmarks.cases import parity_cases, save_reference
 from attn_export.benchmarks.eager import run_case
 from attn_export.bundle import Bundle, file_record, write_manifest
 from attn_export.engines import onnxruntime
+from attn_export.engines.session import CompileOptions
 from attn_export.exporter.export import export_graph
 from attn_export.exporter.source import ModelSource, load_model, weights_sha256
 from attn_export.manifest import EngineRecord, FileRecord, GraphRecord, Manifest
@@ -38,6 +39,7 @@ def make_bundle(directory: Path, source: ModelSource) -> Bundle:
             "parameters": parameters,
             "weights_sha256": digest,
             "builtin": source.builtin,
+            "max_length": EDGES[-1],
         },
         inputs=list(model.inputs),
         outputs=list(outputs),
@@ -54,7 +56,7 @@ def make_bundle(directory: Path, source: ModelSource) -> Bundle:
     )
     bundle = Bundle(directory, manifest)
     for precision in ("fp32", "fp16"):
-        engine: EngineRecord = onnxruntime.compile(bundle, precision)
+        engine: EngineRecord = onnxruntime.compile(bundle, precision, CompileOptions())
         manifest.engines[engine.name] = engine
     write_manifest(directory, manifest)
     return bundle

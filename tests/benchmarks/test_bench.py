@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from attn_export.benchmarks import bench as module
-from attn_export.benchmarks.bench import BenchReport, run_bench
-from attn_export.benchmarks.report import render_bench, write_report
+from attn_export.benchmarks import rounds
+from attn_export.benchmarks.bench import run_bench
+from attn_export.benchmarks.bench_report import BenchReport
+from attn_export.benchmarks.report import render_bench
+from attn_export.benchmarks.report_file import write_report
 from attn_export.benchmarks.rounds import Plan
 from attn_export.bundle import Bundle, write_manifest
-from attn_export.errors import BundleError, InputError, UsageError
+from attn_export.errors import BundleError, HostError, InputError, UsageError
+from attn_export.exporter.source import ModelSource, load_model, weights_sha256
+from attn_export.manifest import EngineRecord
 
 MOMENT = Plan(rounds=2, turn_s=0.02, all_s=0.02, warm_up_s=0.0)
 SEQUENCES = [np.full(n, 3, np.int32) for n in (2, 4, 4, 8, 9, 16, 3, 1)]
@@ -54,6 +60,12 @@ def test_all_candidates_are_measured(report: BenchReport) -> None:
         assert 0 < result.cold_start_s < result.cold_start_with_imports_s
         assert result.peak_mib > 10
         assert 0 <= result.padded_share < 1
+        assert (result.device, result.device_mib) == ("cpu", None)
+        package = "onnxruntime" if result.engine else "torch"
+        assert set(result.versions) == {"python", "numpy", package}
+    assert report.notes == []
+    assert report.latencies == {}
+    assert "gpu" not in report.environment
 
 
 def test_ratios_are_of_the_same_rounds(report: BenchReport) -> None:
@@ -96,11 +108,15 @@ def test_the_report_is_json_with_its_circumstances(report: BenchReport, bundle: 
     assert all("padded_share" in result for result in kept["results"])
 
 
-def test_the_table_fits_a_terminal_of_80_columns(report: BenchReport) -> None:
+def shown(report: BenchReport) -> str:
     console = Console(width=80, force_terminal=False)
     with console.capture() as captured:
         console.print(render_bench(report))
-    text = captured.get()
+    return captured.get()
+
+
+def test_the_table_fits_a_terminal_of_80_columns(report: BenchReport) -> None:
+    text = shown(report)
     for result in report.results:
         row = [line for line in text.splitlines() if line.startswith(result.candidate + " ")]
         assert any(f"{result.samples_per_s.median:.1f}" in line for line in row), text
@@ -123,6 +139,107 @@ def test_an_eager_model_that_cannot_be_rebuilt_is_left_out(
     for name in ("eager-padded", "eager-dynamic"):
         assert "has other weights than the bundle" in report.skipped[name]
     assert report.results[0].ratios == {}
+
+
+STUCK = """
+import time
+import torch
+
+class Model(torch.nn.Module):
+    max_length = 16
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 2)
+        torch.nn.init.ones_(self.table.weight)
+    def forward(self, input_ids, attention_mask):
+        if len(input_ids) == 4:
+            time.sleep(600)
+        return self.table(input_ids).sum(1)
+
+def make():
+    return Model()
+"""
+
+
+def test_an_eager_model_that_hangs_is_left_out_and_the_rest_goes_on(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FULL", MOMENT)
+    monkeypatch.setattr(rounds, "LIMIT_S", 1.0)
+    (tmp_path / "stuck.py").write_text(STUCK)
+    source = ModelSource(model=f"{tmp_path / 'stuck.py'}:make")
+    weights = weights_sha256(load_model(source).module)
+    bundle.manifest.model |= {
+        "source": source.to_json(),
+        "weights_sha256": weights,
+        "builtin": False,
+    }
+    write_manifest(bundle.directory, bundle.manifest)
+    report = run_bench(
+        bundle, sequences=SEQUENCES, engine="onnxruntime-fp16", rounds=1, threads=1, batch_size=4
+    )
+    assert [result.name for result in report.results] == ["engine-bucketed:onnxruntime-fp16"]
+    for name in ("eager-padded", "eager-dynamic"):
+        assert "no answer to 'warm_up' within 1 s, so its process was ended" in report.skipped[name]
+
+
+def foreign(bundle: Bundle) -> str:
+    """Add an engine for a GPU that is not here, or is another one."""
+    record = EngineRecord(
+        backend="tensorrt",
+        precision="fp16",
+        graph="fp16",
+        variant="sm00-10.16.1",
+        profiles=[{"batch": [1, 2, 2], "sequence": [1, 8, 8]}],
+        environment={
+            "compute_capability": "0.0",
+            "gpu": "none",
+            "tensorrt": "10.16.1",
+            "version_compatible": None,
+        },
+    )
+    bundle.manifest.engines[record.name] = record
+    write_manifest(bundle.directory, bundle.manifest)
+    return record.name
+
+
+def test_an_engine_that_this_host_cannot_run_is_left_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FULL", MOMENT)
+    name = foreign(bundle)
+    del bundle.manifest.engines["onnxruntime-fp32"]
+    bundle.manifest.model["name"] = "mha"  # one eager candidate less
+    write_manifest(bundle.directory, bundle.manifest)
+    short = [ids[:8] for ids in SEQUENCES]
+    report = run_bench(bundle, sequences=short, rounds=1, threads=1, batch_size=4)
+    assert [result.name for result in report.results] == [
+        *("eager-padded", "eager-dynamic"),
+        "engine-bucketed:onnxruntime-fp16",
+    ]
+    assert name in report.skipped[name]
+    assert report.notes == []
+    assert f"{name} left out: " in shown(report)
+
+
+def test_the_engine_that_was_asked_for_must_run_here(bundle: Bundle) -> None:
+    name = foreign(bundle)
+    with pytest.raises(HostError, match=f"engine-padded:{name}: "):
+        run_bench(bundle, engine=name, threads=1)
+    del bundle.manifest.engines["onnxruntime-fp32"], bundle.manifest.engines["onnxruntime-fp16"]
+    with pytest.raises(HostError, match=f"can run no engine of the bundle: {name}: "):
+        run_bench(bundle, threads=1)
+
+
+def test_sequences_must_fit_the_profiles_of_every_engine(bundle: Bundle) -> None:
+    foreign(bundle)
+    with pytest.raises(InputError, match="has 9 tokens; the engines take 1 to 8"):
+        run_bench(bundle, sequences=SEQUENCES)
+
+
+def test_an_interpreter_that_is_not_there(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no Python interpreter"):
+        run_bench(bundle, sequences=SEQUENCES, engine_python="/no/python")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 from attn_export.benchmarks.parity import run_parity
 from attn_export.bundle import Bundle
-report = run_parity(Bundle.open(sys.argv[1]), engine="onnxruntime-fp32")
+report = run_parity(Bundle.open(sys.argv[1]), engines=["onnxruntime-fp32"])
 print(report.passed, report.reference, report.reason)
 """
 

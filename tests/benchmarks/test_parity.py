@@ -18,7 +18,7 @@ from attn_export.manifest import FileRecord
 def test_every_engine_is_judged_unless_one_is_named(bundle: Bundle) -> None:
     everyone = run_parity(bundle, reference="golden")
     assert [entry.engine for entry in everyone.engines] == ["onnxruntime-fp32", "onnxruntime-fp16"]
-    one = run_parity(bundle, engine="onnxruntime-fp16", reference="golden")
+    one = run_parity(bundle, engines=["onnxruntime-fp16"], reference="golden")
     assert [entry.engine for entry in one.engines] == ["onnxruntime-fp16"]
     assert everyone.passed
     assert one.passed
@@ -31,7 +31,7 @@ def test_a_pass_against_eager_names_its_bytes_and_numbers(bundle: Bundle) -> Non
         kept = summary(report, name)
         graph = bundle.graph(precision)
         assert kept["passed"] is True
-        assert kept["graph_sha256"] == graph.files[0].sha256
+        assert kept["sha256"] == graph.files[0].sha256
         assert kept["twin_sha256"] == (graph.twin.sha256 if graph.twin else None)
         assert 0 < kept["max_abs"] < 1e-4
         assert kept["rows"] == report.rows > 50
@@ -57,7 +57,7 @@ def test_fp16_is_measured_against_eager_fp16(bundle: Bundle) -> None:
 def test_why_there_is_no_noise_floor(
     bundle: Bundle, engine: str, reference: str, reason: str
 ) -> None:
-    report = run_parity(bundle, engine=engine, reference=reference)  # type: ignore[arg-type]
+    report = run_parity(bundle, engines=[engine], reference=reference)  # type: ignore[arg-type]
     assert (report.noise_floor, report.noise_reason) == (None, reason)
 
 
@@ -71,7 +71,7 @@ def test_a_wrong_graph_fails_by_as_much_as_it_is_wrong(
     verdict: str,
 ) -> None:
     bundle.graph("fp32").files[0] = edit_graph("model.onnx", amount)
-    report = run_parity(bundle, engine="onnxruntime-fp32")
+    report = run_parity(bundle, engines=["onnxruntime-fp32"])
     result = report.engines[0].judge.outputs[0]
     assert result.verdict == verdict
     assert report.passed is (verdict == "pass")
@@ -84,7 +84,7 @@ def test_what_only_the_twin_shows_fails_the_engine(
     bundle: Bundle, edit_graph: Callable[[str, float], FileRecord]
 ) -> None:
     bundle.graph("fp16").twin = edit_graph("model.onnx", float("nan"))
-    report = run_parity(bundle, engine="onnxruntime-fp16", reference="golden")
+    report = run_parity(bundle, engines=["onnxruntime-fp16"], reference="golden")
     entry = report.engines[0]
     assert [run.passed for run in entry.runs] == [True, False]
     assert not entry.passed
@@ -95,7 +95,7 @@ def test_a_passing_twin_does_not_hide_a_failing_engine(
     bundle: Bundle, edit_graph: Callable[[str, float], FileRecord]
 ) -> None:
     bundle.graph("fp16").files[0] = edit_graph("model.fp16.onnx", 0.1)
-    report = run_parity(bundle, engine="onnxruntime-fp16", reference="golden")
+    report = run_parity(bundle, engines=["onnxruntime-fp16"], reference="golden")
     assert [run.passed for run in report.engines[0].runs] == [False, True]
     assert not report.passed
 
@@ -109,12 +109,12 @@ def test_a_user_may_tighten_and_loosen_one_output(bundle: Bundle) -> None:
 
 def test_refusals(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="unknown engine 'trt'; the bundle has: onnxruntime-fp32"):
-        run_parity(bundle, engine="trt")
+        run_parity(bundle, engines=["trt"])
     with pytest.raises(UsageError, match="the model has: logits"):
         run_parity(bundle, tolerances=Tolerances(atol={"logit": 1.0}))
     with pytest.raises(UsageError, match="too loose for fp16"):
         run_parity(bundle, tolerances=Tolerances(atol={"": 0.5}))
-    report = run_parity(bundle, engine="onnxruntime-fp32", reference="golden")
+    report = run_parity(bundle, engines=["onnxruntime-fp32"], reference="golden")
     with pytest.raises(UsageError, match="no engine 'onnxruntime-fp16'"):
         summary(report, "onnxruntime-fp16")
     bundle.manifest.engines.clear()

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from attn_export.benchmarks.parity import run_parity
-from attn_export.benchmarks.report import render_parity, write_report
+from attn_export.benchmarks.report import render_parity
+from attn_export.benchmarks.report_file import write_report
 from attn_export.bundle import Bundle
 from attn_export.manifest import FileRecord
 
@@ -32,7 +33,7 @@ def test_a_pass_on_the_terminal(bundle: Bundle) -> None:
 
 def test_the_parity_table_fits_a_terminal_of_80_columns(bundle: Bundle) -> None:
     text = shown(render_parity(run_parity(bundle)), 80)
-    rows = [line for line in text.splitlines() if line.startswith(("onnxruntime-", "  rounding"))]
+    rows = [line for line in text.splitlines() if line.startswith(("fp32 ", "fp16 ", "  rounding"))]
     assert [row.split()[-1] for row in rows] == ["pass"] * 3
     assert "…" not in text
     assert " x the error of eager FP16" in text
@@ -42,14 +43,18 @@ def test_a_failure_says_how_much_and_where(
     bundle: Bundle, edit_graph: Callable[[str, float], FileRecord]
 ) -> None:
     bundle.graph("fp32").files[0] = edit_graph("model.onnx", 0.5)
-    text = shown(render_parity(run_parity(bundle, engine="onnxruntime-fp32", reference="golden")))
+    text = shown(
+        render_parity(run_parity(bundle, engines=["onnxruntime-fp32"], reference="golden"))
+    )
     assert "[FAIL] onnxruntime-fp32" in text
     assert "logits: 186 of 186 values are outside the tolerance; worst case b" in text
 
 
 def test_masked_rows_of_a_users_model_are_reported(bundle: Bundle) -> None:
     bundle.manifest.model["builtin"] = False
-    text = shown(render_parity(run_parity(bundle, engine="onnxruntime-fp32", reference="golden")))
+    text = shown(
+        render_parity(run_parity(bundle, engines=["onnxruntime-fp32"], reference="golden"))
+    )
     assert "rows without any real token are reported, not held" in text
 
 

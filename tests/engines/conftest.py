@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from attn_export.bundle import Bundle, file_record, write_manifest
-from attn_export.engines import onnxruntime
+from attn_export.engines import onnxruntime, onnxruntime_providers, targets
+from attn_export.engines.cuda_driver import Cuda, Gpu
+from attn_export.engines.session import CompileOptions
 from attn_export.manifest import GraphRecord, Manifest
 from attn_export.spec import TensorSpec
 
@@ -21,6 +24,7 @@ Array = npt.NDArray[Any]
 VOCABULARY, WIDTH, CLASSES = 50, 8, 3
 EDGES = (4, 8, 16)
 MASK_BIAS = 1e4
+REAL_SESSION = ort.InferenceSession
 
 _rng = np.random.default_rng(7)
 EMBEDDING = _rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32)
@@ -114,7 +118,7 @@ def bundle(tmp_path: Path, model_bytes: bytes) -> Bundle:
     (directory / "model.onnx").write_bytes(model_bytes)
     tokens = ("batch", "sequence")
     manifest = Manifest(
-        model={"name": "tiny"},
+        model={"name": "tiny", "max_length": EDGES[-1]},
         inputs=[
             TensorSpec(name="input_ids", dtype="int32", shape=tokens, role="ids", limit=VOCABULARY),
             TensorSpec(name="attention_mask", dtype="int32", shape=tokens, role="mask"),
@@ -137,8 +141,80 @@ def bundle(tmp_path: Path, model_bytes: bytes) -> Bundle:
 @pytest.fixture
 def directory(bundle: Bundle) -> Path:
     """The same bundle, compiled and proven."""
-    record = onnxruntime.compile(bundle, "fp32")
-    record.parity = {"passed": True}
+    record = onnxruntime.compile(bundle, "fp32", CompileOptions())
+    record.parity = {"passed": True, "sha256": bundle.manifest.shipped(record).sha256}
     bundle.manifest.engines[record.name] = record
     write_manifest(bundle.directory, bundle.manifest)
     return bundle.directory
+
+
+T4 = Gpu(name="Tesla T4", compute_capability="7.5", memory_mib=15109)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu], None]:
+    """A T4 as the driver would show it; call the fixture to show another GPU."""
+
+    def show(gpu: Gpu) -> None:
+        found = Cuda(version="13.0", gpus=(gpu,), problem=None)
+        for module in (targets, onnxruntime_providers):
+            monkeypatch.setattr(module, "probe", lambda: found)
+
+    show(T4)
+    return show
+
+
+class GpuSession:
+    """Stands in for ONNX Runtime's session on a GPU, and computes on the CPU.
+
+    It keeps an engine and its profile in the folder it is given, as TensorRT's provider does.
+
+    Attributes:
+        seen: the providers with their options, the disabled optimizers, and the file names that
+            were in the engines' folder; one entry a session.
+        lost: providers that cannot be loaded, and are left out without an error.
+        engine: the name that the next engine is looked for and written under.
+    """
+
+    seen: ClassVar[list[dict[str, Any]]] = []
+    lost: ClassVar[set[str]] = set()
+    engine: ClassVar[str | None] = "graph_1_sm75"
+
+    def __init__(
+        self,
+        path: Path,
+        options: Any,
+        *,
+        providers: list[tuple[str, dict[str, str]]],
+        disabled_optimizers: list[str],
+        enable_fallback: int,
+    ) -> None:
+        assert enable_fallback == 0
+        self.chain = [name for name, _ in providers if name not in self.lost]
+        given = dict(providers)
+        cache = given.get("TensorrtExecutionProvider", {}).get("trt_engine_cache_path")
+        files = sorted(path.name for path in Path(cache).iterdir()) if cache else []
+        self.seen.append({"providers": given, "disabled": disabled_optimizers, "files": files})
+        if cache and self.engine and f"{self.engine}.engine" not in files:
+            for suffix in ("engine", "profile"):
+                (Path(cache) / f"{self.engine}.{suffix}").write_bytes(suffix.encode())
+        self.real = REAL_SESSION(path, options, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return [*self.chain, "CPUExecutionProvider"]
+
+    def run(self, names: list[str], feeds: dict[str, Any]) -> Any:
+        return self.real.run(names, feeds)
+
+
+@pytest.fixture
+def gpu_onnxruntime(
+    gpu: Callable[[Gpu], None], monkeypatch: pytest.MonkeyPatch
+) -> type[GpuSession]:
+    """The GPU build of ONNX Runtime, with stand-ins for its providers and their libraries."""
+    names = [f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "CPU")]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ort, "InferenceSession", GpuSession)
+    monkeypatch.setattr(GpuSession, "seen", [])
+    return GpuSession

@@ -219,7 +219,7 @@ def with_engines(bundle: Bundle, *engines: tuple[str, dict[str, Any] | None, flo
             precision=precision,
             graph=precision,
             buckets=[{"edge": 16, "batch": 24, "ms": ms}],
-            parity=parity,
+            parity=parity and {**parity, "sha256": graph.files[0].sha256},
         )
         bundle.manifest.engines[record.name] = record
         bundle.manifest.graphs[precision] = GraphRecord(precision=precision, files=graph.files)
@@ -262,7 +262,7 @@ def test_an_engine_without_proof_is_loaded_only_by_name_with_a_warning(
     with load(directory, precision="int8-cpu") as engine:
         engine.run(batch([1]))
     assert caplog.messages == [
-        f"onnxruntime-int8-cpu ({state}) is loaded because it was asked for by name"
+        f"loaded because it was asked for by name: onnxruntime-int8-cpu ({state})"
     ]
 
 
@@ -315,7 +315,10 @@ def test_a_server_needs_neither_torch_nor_onnx(
     [
         pytest.param(
             "fp16",
-            ["onnxruntime-fp16: a CPU computes FP16 graphs in FP32; serve FP32 or INT8 there"],
+            [
+                "loaded because it was asked for by name: onnxruntime-fp16 (parity passed; "
+                "a CPU computes FP16 graphs in FP32; serve FP32 or INT8 there)"
+            ],
             id="fp16",
         ),
         pytest.param("fp32", [], id="fp32"),
@@ -326,7 +329,10 @@ def test_only_fp16_is_warned_of_on_a_cpu(
 ) -> None:
     manifest = bundle.manifest
     record = EngineRecord(
-        backend="onnxruntime", precision=precision, graph="fp32", parity={"passed": True}
+        backend="onnxruntime",
+        precision=precision,
+        graph="fp32",
+        parity={"passed": True, "sha256": bundle.manifest.graphs["fp32"].files[0].sha256},
     )
     manifest.engines = {record.name: record}
     write_manifest(bundle.directory, manifest)

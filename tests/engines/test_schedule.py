@@ -11,6 +11,7 @@ from attn_export.engines.schedule import PlannedBatch, plan_batches
 from attn_export.errors import InputError, UsageError
 
 EDGES = (4, 8, 16)
+UNLIMITED = (10_000, 10_000, 10_000)
 TWEETS = np.random.default_rng(7).permutation(
     np.repeat(list(TWEET_LENGTHS), list(TWEET_LENGTHS.values()))
 )
@@ -24,22 +25,22 @@ def padding_share(batches: list[PlannedBatch], real: int) -> float:
     return 1 - real / sum(batch.indices.size * batch.length for batch in batches)
 
 
-@pytest.mark.parametrize("pads_to_edge", [True, False])
+@pytest.mark.parametrize("largest", [UNLIMITED, None], ids=["edges", "longest"])
 @pytest.mark.parametrize("batch_tokens", [1, 5, 16, 40, 1000])
 @pytest.mark.parametrize("seed", range(8))
-def test_every_plan_keeps_its_promises(seed: int, batch_tokens: int, pads_to_edge: bool) -> None:
+def test_every_plan_keeps_its_promises(
+    seed: int, batch_tokens: int, largest: tuple[int, ...] | None
+) -> None:
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 17, size=int(draw.integers(1, 60)))
-    batches = plan_batches(
-        lengths, edges=EDGES, batch_tokens=batch_tokens, pads_to_edge=pads_to_edge
-    )
+    batches = plan_batches(lengths, edges=EDGES, batch_tokens=batch_tokens, largest=largest)
     every = np.concatenate([batch.indices for batch in batches])
     assert sorted(every.tolist()) == list(range(lengths.size))
     assert (np.diff(lengths[every]) <= 0).all(), "longest first"
     for batch in batches:
         own = lengths[batch.indices]
         assert batch.indices.size * batch.length <= batch_tokens or batch.indices.size == 1
-        if pads_to_edge:
+        if largest:
             assert {EDGES[bucket_of(int(length), EDGES)] for length in own} == {batch.length}
         else:
             assert own.max() == batch.length
@@ -47,56 +48,54 @@ def test_every_plan_keeps_its_promises(seed: int, batch_tokens: int, pads_to_edg
 
 
 @pytest.mark.parametrize(
-    ("pads_to_edge", "expected"),
+    ("largest", "expected"),
     [
         # Sorted: 12 (2) | 8 (0), 7 (3), 7 (5), 5 (6) | 4 (1), 3 (4).
-        pytest.param(True, [([2], 16), ([0, 3], 8), ([5, 6], 8), ([1, 4], 4)], id="edges"),
+        pytest.param(UNLIMITED, [([2], 16), ([0, 3], 8), ([5, 6], 8), ([1, 4], 4)], id="edges"),
         # 24 tokens hold two of 12 (12 and 8), then three of 7, then six of 4.
-        pytest.param(False, [([2, 0], 12), ([3, 5, 6], 7), ([1, 4], 4)], id="longest"),
+        pytest.param(None, [([2, 0], 12), ([3, 5, 6], 7), ([1, 4], 4)], id="longest"),
     ],
 )
 def test_a_plan_worked_out_by_hand(
-    pads_to_edge: bool, expected: list[tuple[list[int], int]]
+    largest: tuple[int, ...] | None, expected: list[tuple[list[int], int]]
 ) -> None:
-    batches = plan_batches(
-        [8, 4, 12, 7, 3, 7, 5], edges=EDGES, batch_tokens=24, pads_to_edge=pads_to_edge
-    )
+    batches = plan_batches([8, 4, 12, 7, 3, 7, 5], edges=EDGES, batch_tokens=24, largest=largest)
     assert as_lists(batches) == expected
 
 
 def test_a_bucket_is_cut_into_nearly_equal_batches() -> None:
     # 4 fit in a batch; 9 sequences need 3 batches: 3 + 3 + 3 and not 4 + 4 + 1.
-    batches = plan_batches([8] * 9, edges=EDGES, batch_tokens=32, pads_to_edge=True)
+    batches = plan_batches([8] * 9, edges=EDGES, batch_tokens=32, largest=UNLIMITED)
     assert as_lists(batches) == [([0, 1, 2], 8), ([3, 4, 5], 8), ([6, 7, 8], 8)]
 
 
 def test_sequences_of_one_length_keep_their_order() -> None:
     lengths = np.tile([7, 5], 50)
-    batches = plan_batches(lengths, edges=EDGES, batch_tokens=10_000, pads_to_edge=True)
+    batches = plan_batches(lengths, edges=EDGES, batch_tokens=10_000, largest=UNLIMITED)
     assert as_lists(batches) == [([*range(0, 100, 2), *range(1, 100, 2)], 8)]
 
 
 def test_a_sequence_under_half_of_the_longest_starts_a_batch() -> None:
-    batches = plan_batches([3, 7, 4], edges=EDGES, batch_tokens=1000, pads_to_edge=False)
+    batches = plan_batches([3, 7, 4], edges=EDGES, batch_tokens=1000, largest=None)
     assert as_lists(batches) == [([1, 2], 7), ([0], 3)]
 
 
-@pytest.mark.parametrize("pads_to_edge", [True, False])
-def test_a_sequence_over_the_budget_is_a_batch_of_its_own(pads_to_edge: bool) -> None:
-    batches = plan_batches([16, 16], edges=EDGES, batch_tokens=10, pads_to_edge=pads_to_edge)
+@pytest.mark.parametrize("largest", [UNLIMITED, None], ids=["edges", "longest"])
+def test_a_sequence_over_the_budget_is_a_batch_of_its_own(largest: tuple[int, ...] | None) -> None:
+    batches = plan_batches([16, 16], edges=EDGES, batch_tokens=10, largest=largest)
     assert as_lists(batches) == [([0], 16), ([1], 16)]
 
 
-@pytest.mark.parametrize("pads_to_edge", [True, False])
-def test_no_sequences_need_no_batches(pads_to_edge: bool) -> None:
-    assert plan_batches([], edges=EDGES, batch_tokens=8, pads_to_edge=pads_to_edge) == []
+@pytest.mark.parametrize("largest", [UNLIMITED, None], ids=["edges", "longest"])
+def test_no_sequences_need_no_batches(largest: tuple[int, ...] | None) -> None:
+    assert plan_batches([], edges=EDGES, batch_tokens=8, largest=largest) == []
 
 
 @pytest.mark.parametrize("batch_tokens", [256, 512, 1024, 2048])
 def test_tweets_in_batches_of_their_own_length_are_at_most_4_percent_padding(
     batch_tokens: int,
 ) -> None:
-    batches = plan_batches(TWEETS, edges=(128,), batch_tokens=batch_tokens, pads_to_edge=False)
+    batches = plan_batches(TWEETS, edges=(128,), batch_tokens=batch_tokens, largest=None)
     real = int(TWEETS.sum())
     assert padding_share(batches, real) <= 0.04
     assert len(batches) <= 1.1 * real / batch_tokens + 1, "batches are nearly full"
@@ -104,12 +103,12 @@ def test_tweets_in_batches_of_their_own_length_are_at_most_4_percent_padding(
 
 def test_tweets_in_batches_of_their_bucket_have_the_buckets_padding() -> None:
     edges = choose_edges(TWEET_LENGTHS, 6, 128)
-    batches = plan_batches(TWEETS, edges=edges, batch_tokens=2048, pads_to_edge=True)
+    batches = plan_batches(TWEETS, edges=edges, batch_tokens=2048, largest=[10_000] * 6)
     padding = sum(batch.indices.size * batch.length for batch in batches) - int(TWEETS.sum())
     assert padding == padded_tokens(TWEET_LENGTHS, edges)
 
 
-@pytest.mark.parametrize("pads_to_edge", [True, False])
+@pytest.mark.parametrize("largest", [UNLIMITED, None], ids=["edges", "longest"])
 @pytest.mark.parametrize(
     ("lengths", "named"),
     [
@@ -119,12 +118,18 @@ def test_tweets_in_batches_of_their_bucket_have_the_buckets_padding() -> None:
     ],
 )
 def test_a_length_without_a_bucket_is_named_with_the_buckets(
-    lengths: list[int], named: str, pads_to_edge: bool
+    lengths: list[int], named: str, largest: tuple[int, ...] | None
 ) -> None:
     with pytest.raises(InputError, match=f"{named}; the buckets are 4, 8, 16"):
-        plan_batches(lengths, edges=EDGES, batch_tokens=32, pads_to_edge=pads_to_edge)
+        plan_batches(lengths, edges=EDGES, batch_tokens=32, largest=largest)
 
 
 def test_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(UsageError, match="batch_tokens is 0; it must be at least 1"):
-        plan_batches([4], edges=EDGES, batch_tokens=0, pads_to_edge=True)
+        plan_batches([4], edges=EDGES, batch_tokens=0, largest=UNLIMITED)
+
+
+def test_a_batch_holds_at_most_what_its_profile_takes() -> None:
+    lengths = [16, 16, 16, 4, 4, 4, 4]
+    batches = plan_batches(lengths, edges=EDGES, batch_tokens=1000, largest=(3, 9, 2))
+    assert as_lists(batches) == [([0], 16), ([1, 2], 16), ([3, 4], 4), ([5, 6], 4)]
