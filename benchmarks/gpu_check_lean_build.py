@@ -1,6 +1,7 @@
-"""GPU check, step lean: build a version-compatible plan, and run the native one beside it.
+"""GPU check, step lean: build version-compatible plans, and run the native one beside them.
 
-The plan is not opened here: the lean runtime that takes it may be in another interpreter.
+One is for the lean runtime of this version, one carries it and is for newer runtimes too. They are
+not opened here: the lean runtime that takes them may be in another interpreter.
 """
 
 from __future__ import annotations
@@ -24,38 +25,41 @@ from .gpu_check_cases import open_session, padded_feeds, plan_of, profile_shapes
 from .gpu_check_child import Answer, answer, say
 from .latency import measure_latency
 
-PLAN, CASES = "model.plan", "cases.npz"
+PLANS = {"lean": "model.lean.plan", "embedded": "model.embedded.plan"}
+CASES = "cases.npz"
 PRECISION = "fp16"
 
 
 def work(settings: dict[str, Any]) -> Answer:
-    """Write the plan, and the native engine's outputs on every profile, into ``folder``."""
+    """Write the plans, and the native engine's outputs on every profile, into ``folder``."""
     bundle, folder = Bundle.open(settings["bundle"]), Path(settings["folder"])
     record = plan_of(bundle, PRECISION)
-    say("building the version-compatible plan")
-    built = _build(bundle, record)
-    write_atomic(folder / PLAN, built.plan)
+    built = {}
+    for kind, name in PLANS.items():
+        say(f"building the version-compatible plan: {kind}")
+        built[kind] = _build(bundle, record, kind)
+        write_atomic(folder / name, built[kind].plan)
     say("running the native plan")
     native = _run_native(bundle, record, folder)
     size = bundle.manifest.shipped(record).bytes
     return {
         "numbers": {
-            "tensorrt": built.version,
-            "flags": list(built.flags),
-            "build_s": built.seconds,
-            "plan_mib": len(built.plan) / 2**20,
+            "tensorrt": built["lean"].version,
+            "flags": {kind: list(plan.flags) for kind, plan in built.items()},
+            "build_s": {kind: plan.seconds for kind, plan in built.items()},
+            "plan_mib": {kind: len(plan.plan) / 2**20 for kind, plan in built.items()},
             "native_plan_mib": size / 2**20,
             **native,
         }
     }
 
 
-def _build(bundle: Bundle, record: EngineRecord) -> BuiltPlan:
+def _build(bundle: Bundle, record: EngineRecord, kind: Any) -> BuiltPlan:
     gpu = require_gpu()
     typed = is_strongly_typed(require_tensorrt())
     asked = bundle.graph(record.graph)
     source = asked if typed else bundle.graph("fp32")
-    options = CompileOptions(version_compatible="lean", cache=bundle.directory / CACHE, say=say)
+    options = CompileOptions(version_compatible=kind, cache=bundle.directory / CACHE, say=say)
     return build_plan(
         BuildRequest(
             graph=bundle.verify_graph(source),

@@ -16,12 +16,12 @@ from attn_export.engines.trt_session import open_plan
 from .cases import load_reference
 from .gpu_check_cases import largest_error, plan_of, within
 from .gpu_check_child import Answer, answer
-from .gpu_check_lean_build import CASES, PLAN, PRECISION
+from .gpu_check_lean_build import CASES, PLANS, PRECISION
 from .latency import measure_latency
 
 
 def work(settings: dict[str, Any]) -> Answer:
-    """Compare the plan in ``folder`` with the native engine's outputs there."""
+    """Compare the plan in ``folder`` that suits with the native engine's outputs there."""
     bundle, folder = Bundle.open(settings["bundle"]), Path(settings["folder"])
     require_gpu()
     lean = require_lean()
@@ -32,15 +32,18 @@ def work(settings: dict[str, Any]) -> Answer:
             "skipped": f"the lean runtime here is {lean.__version__}, older than the TensorRT "
             f"{built_by} that built the plan; a version-compatible plan runs on newer ones"
         }
+    # A plan without its runtime is for the lean runtime of the very version that built it.
+    kind = "lean" if lean.__version__ == built_by else "embedded"
     graph = bundle.graph(record.graph)
     with closing(
         open_plan(
-            (folder / PLAN).read_bytes(),
+            (folder / PLANS[kind]).read_bytes(),
             inputs=[graph.typed(spec) for spec in bundle.manifest.inputs],
             outputs=[graph.typed(spec) for spec in bundle.manifest.outputs],
             profiles=[Profile.from_json(profile) for profile in record.profiles],
             options=LoadOptions(streams=1),
             lean=True,
+            host_code=kind == "embedded",
         )
     ) as session:
         rows = []
@@ -53,6 +56,7 @@ def work(settings: dict[str, Any]) -> Answer:
         "values": {"lean_mismatches": sum(not row["agrees"] for row in rows)},
         "numbers": {
             "lean": lean.__version__,
+            "plan": kind,
             "built_by": built_by,
             "lean_p50_ms": found.host_ms["p50"],
             "cases": rows,

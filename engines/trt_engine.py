@@ -5,6 +5,7 @@ Where TensorRT's versions differ, the attribute itself is asked for, never a ver
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from attn_export.spec import BATCH, SEQUENCE, TensorSpec
 
 from .cuda_runtime import MIB, DeviceBuffer, Stream
 from .profiles import Profile
-from .trt_api import make_log
+from .trt_api import make_log, version
 from .trt_failures import is_out_of_memory
 
 REBUILD = "run 'attn-export compile DIR' here"
@@ -40,10 +41,13 @@ class PlanEngine:
     Attributes:
         captures: whether CUDA graphs are captured; off once a capture failed.
         activation_bytes: device memory that one context needs while it runs.
+        setting_up: to hold while a context is made or a graph captured. TensorRT may synchronise
+            the whole device for a new context, which breaks a capture in any thread, whatever its
+            mode (github.com/NVIDIA/TensorRT, number 2888).
 
     Raises:
         BundleError: if TensorRT refuses the plan, or it is not what the specs say.
-        HostError: if it does not fit into the GPU's memory.
+        HostError: if TensorRT cannot start, or the plan does not fit into the GPU's memory.
     """
 
     def __init__(
@@ -58,9 +62,10 @@ class PlanEngine:
         host_code: bool,
     ) -> None:
         self.captures = captures
+        self.setting_up = threading.Lock()
         self._trt = trt
         self._log = make_log(trt)
-        self._runtime = trt.Runtime(self._log)
+        self._runtime = self._make_runtime()
         if host_code:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -88,13 +93,21 @@ class PlanEngine:
             context = self._engine.create_execution_context(strategies.USER_MANAGED)
         if context is None:
             raise self.failure("made no execution context")
+        # Plans are built DETAILED for the inspector, which this leaves as it is; annotations in
+        # such detail would slow every enqueue down (docstring of IExecutionContext).
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+        # On the stream that it will run on, so that no run can overtake the switch.
+        try:
+            taken = context.set_optimization_profile_async(profile, stream.handle)
+        except RuntimeError:  # where its documentation says False (TensorRT's pyCore.cpp)
+            taken = False
+        if not taken:
+            raise self.failure(f"did not take optimization profile {profile}")
+        # After the profile, as trtexec does: what it must hold depends on that.
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(memory.address, memory.size)
         else:
             context.device_memory = memory.address
-        # On the stream that it will run on, so that no run can overtake the switch.
-        if not context.set_optimization_profile_async(profile, stream.handle):
-            raise self.failure(f"did not take optimization profile {profile}")
         return context
 
     def inspector_json(self, context: Any) -> str | None:
@@ -114,6 +127,16 @@ class PlanEngine:
         """Free the engine, after its contexts."""
         self._engine = None
         self._runtime = None
+
+    def _make_runtime(self) -> Any:
+        try:
+            return self._trt.Runtime(self._log)
+        except (RuntimeError, TypeError) as error:  # the factory gave a null pointer
+            lines = "; ".join(self._log.errors()) or str(error)
+            raise HostError(
+                f"TensorRT {version(self._trt)} cannot start: {lines}; the driver may be too old "
+                "for it; run 'attn-export doctor'"
+            ) from error
 
     def _lines(self) -> str:
         return "; ".join(self._log.errors()) or "it gave no reason"

@@ -183,7 +183,8 @@ class Lane:
 
     def _context(self, profile: int) -> Any:
         """A context of one profile, bound to this lane's buffers."""
-        context = self._engine.new_context(profile, self._stream, self._activations)
+        with self._engine.setting_up:
+            context = self._engine.new_context(profile, self._stream, self._activations)
         for name, address in self._buffers.addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._engine.failure(f"did not take an address for {name}")
@@ -239,7 +240,10 @@ class Lane:
 
     def _capture(self, prepared: _Prepared) -> None:
         try:
-            prepared.graph = self._stream.capture(lambda: self._enqueue(prepared, prepared.context))
+            with self._engine.setting_up:
+                prepared.graph = self._stream.capture(
+                    lambda: self._enqueue(prepared, prepared.context)
+                )
         except HostError as error:
             prepared.context = None
             self._stop_captures(error)

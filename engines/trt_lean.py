@@ -17,8 +17,6 @@ def require_lean() -> Any:
     """
     try:
         return require("tensorrt_lean", extra="lean")
-    except ModuleNotFoundError:
-        raise
     except ImportError as error:
         raise HostError(
             f"TensorRT's lean runtime is installed and cannot be imported: {error}; "

@@ -169,7 +169,7 @@ engine_options = _together(
     click.option(
         "--version-compatible",
         type=click.Choice(["lean", "embedded"]),
-        help="A plan for other TensorRT versions: for the lean runtime, or with it inside.",
+        help="A plan for the lean runtime of this version, or with it inside, for newer ones.",
     ),
     click.option(
         "--same-compute-capability",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +98,14 @@ def _twin(input_ids: Array, attention_mask: Array) -> dict[str, Array]:
     hidden = centred / deviation * GAMMA + BETA
     pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
     return {"logits": pooled @ CLASSIFIER, "hidden": hidden}
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Answer Ctrl-C as Python does, though a shell's background jobs are started deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

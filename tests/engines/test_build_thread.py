@@ -16,7 +16,7 @@ WAIT_S = 10.0
 
 
 @pytest.fixture
-def interrupts() -> Iterator[Callable[[float], None]]:
+def interrupts(hears_ctrl_c: None) -> Iterator[Callable[[float], None]]:
     """Send the main thread a Ctrl-C after some seconds; the system gives it there as well."""
     timers: list[threading.Timer] = []
     main = threading.main_thread().ident

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from attn_export.engines.cuda_runtime import (
     DeviceBuffer,
     Event,
+    Graph,
     PinnedBuffer,
     Stream,
     call,
@@ -84,6 +86,19 @@ def test_a_view_is_the_buffer_s_own_memory(device: Any) -> None:
     buffer.close()
 
 
+def test_a_stream_goes_its_own_way_beside_the_default_stream(device: Any) -> None:
+    """Blocking streams and the default stream wait for each other; TensorRT uses that one too."""
+    copies = Copies(2)
+    cuda = require_cuda_runtime()
+    call(cuda, "cudaMemsetAsync", copies.memory.address, 0, copies.bytes, 0)
+    copies.copy()
+    call(cuda, "cudaMemsetAsync", copies.memory.address, 0, copies.bytes, 0)
+    assert copies.found.tolist() == [-1, -1]
+    copies.stream.synchronize()
+    assert copies.found.tolist() == [0, 1]
+    copies.close()
+
+
 def test_an_error_in_captured_work_ends_the_capture(device: Any) -> None:
     stream = Stream()
 
@@ -153,6 +168,33 @@ def test_memory_that_is_not_there_is_said_in_mib(device: Any, size: int, said: s
 def test_a_failing_call_is_named_with_its_error(device: Any) -> None:
     with pytest.raises(HostError, match=r"CUDA failed in cudaSetDevice: .*cudaErrorInvalidDevice"):
         call(require_cuda_runtime(), "cudaSetDevice", 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "do"),
+    [
+        ("cudaMalloc", lambda copies, graph, event: DeviceBuffer(16, "a")),
+        ("cudaHostAlloc", lambda copies, graph, event: PinnedBuffer(16, "a")),
+        ("cudaStreamCreateWithFlags", lambda copies, graph, event: Stream()),
+        ("cudaEventCreate", lambda copies, graph, event: Event()),
+        ("cudaMemcpyAsync", lambda copies, graph, event: copies.stream.upload(1, 1, 1)),
+        ("cudaMemcpyAsync", lambda copies, graph, event: copies.stream.download(1, 1, 1)),
+        ("cudaGraphLaunch", lambda copies, graph, event: copies.stream.launch(graph)),
+        ("cudaEventRecord", lambda copies, graph, event: copies.stream.record(event)),
+        ("cudaEventElapsedTime", lambda copies, graph, event: event.ms_since(event)),
+        ("cudaStreamBeginCapture", lambda copies, graph, event: copies.stream.capture(copies.copy)),
+        ("cudaStreamSynchronize", lambda copies, graph, event: copies.stream.synchronize()),
+    ],
+)
+def test_whatever_fails_on_a_broken_device_is_named(
+    device: Any, function: str, do: Callable[[Copies, Graph, Event], Any]
+) -> None:
+    copies, event = Copies(2), Event()
+    graph = copies.stream.capture(copies.copy)
+    device.sticky_error = "cudaErrorIllegalAddress"
+    with pytest.raises(HostError, match=rf"CUDA failed in {function}: .*\(cudaErrorIllegalAddress"):
+        do(copies, graph, event)
+    device.reset()
 
 
 def test_freeing_is_silent_after_the_device_failed(device: Any) -> None:

@@ -164,6 +164,24 @@ def test_a_plan_with_code_in_it_needs_to_be_allowed(trt: Any, model: Bundle) -> 
     load(model.directory, allow_host_code=True).close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "built_by", "reason"),
+    [
+        ("embedded", "8.0.0.1", None),
+        ("embedded", "99.1", "was built by TensorRT 99.1 and runs on newer ones"),
+        (None, "8.0.0.1", "was built by TensorRT 8.0.0.1; TensorRT"),
+    ],
+)
+def test_only_a_plan_with_its_runtime_serves_other_tensorrts(
+    trt: Any, model: Bundle, kind: Any, built_by: str, reason: str | None
+) -> None:
+    record = compiled(model, version_compatible=kind)
+    record.environment["tensorrt"] = built_by
+    found = tensorrt.unsuited(record)
+    assert (found is None) is (reason is None)
+    assert (reason or "") in (found or "")
+
+
 def test_a_plan_for_the_lean_runtime_is_served_by_it(
     tensorrt_double: TensorrtDouble,
     cuda_double: Any,
@@ -178,6 +196,8 @@ def test_a_plan_for_the_lean_runtime_is_served_by_it(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with load(model.directory) as engine:
         assert len(engine.run_many(requests_of(LENGTHS))["logits"]) == len(LENGTHS)
+    record.environment["tensorrt"] = "10.16.0.72"
+    assert "TensorRT's lean runtime 10.16.1.11 is installed here" in str(tensorrt.unsuited(record))
 
 
 def test_fp16_takes_the_graph_that_this_tensorrt_can_type(trt: Any, model: Bundle) -> None:

@@ -410,6 +410,7 @@ def test_a_time_limit_gives_up_on_a_build_that_cannot_be_stopped(
     wait_for_builds()
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_stops_the_build_and_keeps_its_cache(
     followed: Any, request_fp32: BuildRequest, tmp_path: Path
 ) -> None:
@@ -425,6 +426,7 @@ def test_ctrl_c_stops_the_build_and_keeps_its_cache(
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_waits_for_a_build_that_cannot_be_stopped(
     weak: Any, request_fp32: BuildRequest, tmp_path: Path
 ) -> None:

@@ -103,6 +103,20 @@ def test_contexts_may_share_a_profile_wherever_that_is_an_option(trt: Any, build
         assert config.get_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806)
 
 
+def test_engines_for_all_gpus_of_a_kind_are_refused_where_tensorrt_makes_none(
+    trt: Any, builder: Any
+) -> None:
+    options = CompileOptions(same_compute_capability=True)
+    if is_strongly_typed(trt):
+        config, names = make_config(trt, builder, precision="fp32", options=options)
+        levels = trt.HardwareCompatibilityLevel
+        assert config.hardware_compatibility_level == levels.SAME_COMPUTE_CAPABILITY
+        assert names == ["SAME_COMPUTE_CAPABILITY"]
+        return
+    with pytest.raises(HostError, match=r"8\.6\.1 has no SAME_COMPUTE_CAPABILITY; leave out --sa"):
+        make_config(trt, builder, precision="fp32", options=options)
+
+
 def test_failing_on_a_cache_miss_is_refused_where_tensorrt_cannot(
     trt: Any, builder: Any, tmp_path: Any
 ) -> None:

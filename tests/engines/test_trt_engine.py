@@ -12,7 +12,7 @@ import pytest
 from attn_export.bundle import Bundle
 from attn_export.engines.cuda_runtime import DeviceBuffer, Stream
 from attn_export.engines.trt_engine import sized
-from attn_export.errors import HostError
+from attn_export.errors import BundleError, HostError
 from attn_export.spec import TensorSpec
 
 from .tiny_plan import TinyPlan, assert_equal, build_tiny
@@ -45,9 +45,94 @@ def test_a_plan_that_does_not_fit_is_the_host_s_fault(
         replace(tiny, plan=plan).open()
 
 
+def test_a_runtime_that_cannot_start_blames_the_driver(
+    tiny: TinyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(tiny.trt.Runtime, "__init__", broken)
+    expected = f"TensorRT {tiny.trt.__version__} cannot start: .* nullptr; the driver may be too"
+    with pytest.raises(HostError, match=expected):
+        tiny.engine()
+
+
 def test_activation_memory_is_what_the_largest_profile_needs(tiny: TinyPlan) -> None:
     # The double asks for 512 bytes a token of both inputs, 4 x 16 each.
     assert tiny.engine().activation_bytes == 512 * 2 * 64
+
+
+def test_a_context_takes_no_device_memory_but_what_it_is_given(
+    tiny: TinyPlan, cuda_double: Any
+) -> None:
+    engine = tiny.engine()
+    stream, memory = Stream(), DeviceBuffer(engine.activation_bytes, "activations")
+    before = cuda_double.free_bytes()
+    contexts = [engine.new_context(0, stream, memory) for _ in range(2)]
+    assert cuda_double.free_bytes() == before
+    del contexts
+    stream.close()
+    memory.close()
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_the_size_of_that_memory_is_told_where_tensorrt_asks_for_it(
+    bundle: Bundle,
+    tensorrt_double: Callable[[str], Any],
+    cuda_double: Any,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trt = tensorrt_double(version)
+    engine = build_tiny(bundle, trt).engine()
+    stream, memory = Stream(), DeviceBuffer(engine.activation_bytes, "activations")
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        trt.IExecutionContext, "set_device_memory", lambda _, *given: told.append(given)
+    )
+    engine.new_context(0, stream, memory)
+    assert told == [(memory.address, engine.activation_bytes)]
+    stream.close()
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("FLOAT", "float32"),
+        ("HALF", "float16"),
+        ("INT8", "int8"),
+        ("INT32", "int32"),
+        ("INT64", "int64"),
+        ("BOOL", "bool"),
+        ("UINT8", "uint8"),
+    ],
+)
+def test_tensorrts_types_are_known_by_name(
+    bundle: Bundle,
+    tensorrt_double: Callable[[str], Any],
+    cuda_double: Any,
+    kind: str,
+    dtype: str,
+) -> None:
+    tiny = build_tiny(bundle, tensorrt_double("10.16.1.11"))
+    plan = importlib.import_module("inside_tensorrt.plan").Plan.from_bytes(tiny.plan)
+    plan.outputs[0].dtype = kind
+    changed = replace(tiny, plan=plan.to_bytes())
+    changed.with_spec("logits", {"dtype": dtype}).engine()
+    with pytest.raises(BundleError, match=f"has logits as {dtype}, the manifest says complex64"):
+        changed.with_spec("logits", {"dtype": "complex64"}).engine()
+
+
+def test_a_context_annotates_no_more_than_the_names_of_layers(
+    tiny: TinyPlan, cuda_double: Any
+) -> None:
+    engine, stream, memory = tiny.engine(), Stream(), DeviceBuffer(512 * 128, "activations")
+    context = engine.new_context(0, stream, memory)
+    assert context.nvtx_verbosity == tiny.trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+    del context
+    stream.close()
+    memory.close()
 
 
 def test_a_refused_profile_is_named_with_tensorrt_s_reason(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -173,6 +175,32 @@ def fail_capture(runtime: Any, device: Any, failing: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(runtime, name, fail)
 
 
+def test_no_context_is_made_while_another_thread_captures(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make one may synchronise the device, which would end the capture."""
+    other = rig.tiny.lane(rig.engine)
+    other.start(rig.tiny.feeds(2, 3), Shape(2, 3, 0))
+    other.finish()
+    again = threading.Thread(target=other.start, args=(rig.tiny.feeds(2, 3), Shape(2, 3, 0)))
+    runtime = importlib.import_module("cuda.bindings.runtime")
+    end = runtime.cudaStreamEndCapture
+
+    def end_later(*arguments: Any) -> Any:
+        again.start()
+        again.join(0.1)
+        return end(*arguments)
+
+    rig.run(2, 3)
+    monkeypatch.setattr(runtime, "cudaStreamEndCapture", end_later)
+    rig.run(2, 3)
+    monkeypatch.setattr(runtime, "cudaStreamEndCapture", end)
+    again.join()
+    other.finish()
+    assert (rig.lane.graphs, other.graphs, rig.engine.captures) == (1, 1, True)
+    other.close()
+
+
 def test_a_graph_that_gets_no_context_is_given_up(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +212,43 @@ def test_a_graph_that_gets_no_context_is_given_up(
     for turn in range(3):
         rig.run(2, 3, seed=turn)
     assert caplog.messages == ["this engine goes on without new CUDA graphs: no context"]
+
+
+def test_a_shape_that_was_set_by_half_is_set_again(
+    tiny: TinyPlan, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tiny, twin, captures=False)
+    rig.run(2, 3)
+    real = tiny.trt.IExecutionContext.set_input_shape
+
+    def refuse_the_mask(context: Any, name: str, shape: Any) -> bool:
+        return name != "attention_mask" and real(context, name, shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.trt.IExecutionContext, "set_input_shape", refuse_the_mask)
+        with pytest.raises(HostError, match=r"did not take attention_mask of shape \[2, 4\]"):
+            rig.run(2, 4)
+    rig.run(2, 3, seed=1)
+    rig.close()
+
+
+def test_close_frees_the_contexts_of_a_lane_that_is_still_held(
+    tiny: TinyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny.engine()
+    new_context = engine.new_context
+    made: list[weakref.ref[Any]] = []
+
+    def follow(*arguments: Any) -> Any:
+        context = new_context(*arguments)
+        made.append(weakref.ref(context))
+        return context
+
+    monkeypatch.setattr(engine, "new_context", follow)
+    lane = tiny.lane(engine)
+    assert all(context() is not None for context in made)
+    lane.close()
+    assert [context() for context in made] == [None, None]
 
 
 def test_a_device_failure_breaks_the_lane(tiny: TinyPlan, twin: Twin, cuda_double: Any) -> None:

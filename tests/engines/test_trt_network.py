@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from attn_export.engines.trt_api import is_strongly_typed, make_log
 from attn_export.engines.trt_network import (
+    NEVER_PINNED,
     check_inputs,
     make_io_fp16,
     make_network,
@@ -125,15 +126,17 @@ def test_layers_of_kept_nodes_compute_and_return_fp32(weak: Any, path: Path) -> 
         assert layer.precision == weak.DataType.FLOAT
         assert layer.output_type_is_set(0)
         assert layer.get_output_type(0) == weak.DataType.FLOAT
+        assert not layer.output_type_is_set(1)  # it has one output
     assert not opened.layer("scores").precision_is_set
 
 
 def test_casts_and_integers_are_never_given_a_precision(weak: Any, tmp_path: Path) -> None:
-    """Shape -> Gather computes integers and a Cast says its own type; only the sum is floats."""
+    """Shape -> Gather is integers, Greater a truth, a Cast its own type; only the sum is floats."""
     nodes = [
         helper.make_node("Shape", ["x"], ["sizes"], name="sizes"),
         helper.make_node("Gather", ["sizes", "first"], ["size"], name="size"),
         helper.make_node("Cast", ["size"], ["scale"], name="scale", to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["x", "scale"], ["above"], name="above"),
         helper.make_node("Add", ["x", "scale"], ["y"], name="y"),
     ]
     value = helper.make_tensor_value_info
@@ -141,15 +144,46 @@ def test_casts_and_integers_are_never_given_a_precision(weak: Any, tmp_path: Pat
         nodes,
         "sizes",
         [value("x", TensorProto.FLOAT, ["batch", 2])],
-        [value("y", TensorProto.FLOAT, ["batch", 2])],
+        [
+            value("y", TensorProto.FLOAT, ["batch", 2]),
+            value("above", TensorProto.BOOL, ["batch", 2]),
+        ],
         [helper.make_tensor("first", TensorProto.INT64, [], [0])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
     opened = Opened(weak, tmp_path / "model.onnx")
-    names = ["sizes", "size", "scale", "y"]
+    names = ["sizes", "size", "scale", "above", "y"]
     assert pin_fp32(weak, opened.network, {"all": names}) == (1, {})
-    assert [opened.layer(name).precision_is_set for name in names] == [False, False, False, True]
+    assert [opened.layer(name).precision_is_set for name in names] == [False] * 4 + [True]
+
+
+def test_layers_that_are_never_given_a_precision_have_tensorrts_names(weak: Any) -> None:
+    assert set(NEVER_PINNED) <= set(weak.LayerType.__members__)
+
+
+def test_weights_and_what_int8_is_made_of_are_never_given_a_precision(
+    weak: Any, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale"], ["quantized"], name="quantized"),
+        helper.make_node("DequantizeLinear", ["quantized", "scale"], ["again"], name="again"),
+        helper.make_node("Mul", ["again", "scale"], ["y"], name="y"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "quantized",
+        [value("x", TensorProto.FLOAT, ["batch", 2])],
+        [value("y", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor("scale", TensorProto.FLOAT, [], [0.5])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    opened = Opened(weak, tmp_path / "model.onnx")
+    names = ["scale", "quantized", "again", "y"]
+    assert pin_fp32(weak, opened.network, {"all": names}) == (1, {})
+    assert opened.layer("y").precision_is_set
 
 
 def test_without_metadata_a_numbered_layer_is_its_nodes(weak: Any, path: Path) -> None:
@@ -168,6 +202,32 @@ def test_nodes_that_no_layer_came_from_are_told_by_role(weak: Any, path: Path) -
         2,
         {"norm": ["gone"], "head": ["folded"]},
     )
+
+
+def test_inputs_and_outputs_need_not_be_as_many(weak: Any, tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("IsNaN", ["x"], ["y"], name="y")],
+        "nan",
+        [value("unused", TensorProto.INT32, [2]), value("x", TensorProto.FLOAT, ["batch"])],
+        [value("y", TensorProto.BOOL, ["batch"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    network = Opened(weak, tmp_path / "model.onnx").network
+    check_inputs(network, ["x", "unused"])
+    make_io_fp16(weak, network)
+    assert [network.get_input(index).dtype.name for index in range(2)] == ["INT32", "HALF"]
+    assert network.get_output(0).dtype.name == "BOOL"
+
+
+def test_a_kept_layer_computes_fp32_though_its_output_is_bound_as_fp16(
+    weak: Any, path: Path
+) -> None:
+    opened = Opened(weak, path)
+    make_io_fp16(weak, opened.network)
+    assert pin_fp32(weak, opened.network, {"head": ["logits"]}) == (1, {})
+    assert opened.layer("logits").precision == weak.DataType.FLOAT
 
 
 def test_float_inputs_and_outputs_become_fp16_and_integers_stay(weak: Any, path: Path) -> None:

@@ -282,8 +282,14 @@ def test_a_session_says_what_it_is(tiny: TinyPlan) -> None:
     # Activations as the double asks for them, 512 bytes for each token of both inputs; two inputs
     # of 4 x 16 int32; 4 x 3 logits, whose buffer has the least size; 4 x 16 x 8 FP32.
     assert session.device_bytes == 512 * 128 + 2 * 256 + 48 + 2048
+    session.close()
+
+
+def test_the_inspector_shows_the_layers_at_the_smallest_shape(tiny: TinyPlan) -> None:
+    session = tiny.open()
     layers = json.loads(session.inspector_json() or "")["Layers"]
-    assert layers
+    taken = [tensor for layer in layers for tensor in layer["Inputs"]]
+    assert {tuple(t["Dimensions"]) for t in taken if t["Name"] == "input_ids"} == {(1, 1)}
     session.close()
 
 

@@ -20,10 +20,12 @@ def trt(tensorrt_double: Double, tensorrt_version: str) -> Any:
     return tensorrt_double(tensorrt_version)
 
 
-def load(trt: Any, plan: Any) -> tuple[Any, str]:
+def load(trt: Any, plan: Any, *, host_code: bool = False) -> tuple[Any, str]:
     """The engine or None, and the ERROR lines."""
     log = Recorder(trt)
-    return trt.Runtime(log.logger).deserialize_cuda_engine(plan), log.errors
+    runtime = trt.Runtime(log.logger)
+    runtime.engine_host_code_allowed = host_code
+    return runtime.deserialize_cuda_engine(plan), log.errors
 
 
 def test_layers_carry_the_names_of_the_onnx_nodes(trt: Any) -> None:
@@ -215,6 +217,33 @@ def test_the_lean_runtime_takes_version_compatible_plans_only(
     assert not hasattr(lean_double, "Builder")
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.106"])
+def test_a_plan_without_its_lean_runtime_needs_the_very_same_one(
+    tensorrt_double: Double, lean_double: Any, version: str
+) -> None:
+    trt = tensorrt_double(version)
+    draft = Draft(trt).add_profile()
+    draft.config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    draft.config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    engine, errors = load(lean_double, draft.build())
+    assert engine is None
+    assert f"needs the lean runtime of {version}" in errors
+
+
+def test_a_plan_with_its_lean_runtime_runs_on_newer_versions_only(tensorrt_double: Double) -> None:
+    plans = {}
+    for version in ("10.16.1.11", "11.4.0.106"):
+        trt = tensorrt_double(version)
+        draft = Draft(trt).add_profile()
+        draft.config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        plans[version] = bytes(draft.build())
+    newer = load(tensorrt_double("11.4.0.106"), plans["10.16.1.11"], host_code=True)
+    older = load(tensorrt_double("10.16.1.11"), plans["11.4.0.106"], host_code=True)
+    assert newer[0].num_io_tensors == 2
+    assert older[0] is None
+    assert "needs this or a newer TensorRT" in older[1]
+
+
 def test_an_engine_tells_its_tensors_and_profiles(trt: Any) -> None:
     engine = Draft(trt).add_profile(1, 2, 8).add_profile(9, 16, 16).engine()
     assert [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)] == ["x", "y"]
@@ -290,6 +319,35 @@ def test_a_run_computes_when_the_stream_is_waited_for(launch: Launch) -> None:
     np.testing.assert_allclose(launch.array(launch.y, 3, 2), x @ WEIGHT)
 
 
+def test_a_context_has_memory_of_its_own_as_long_as_it_lives(launch: Launch) -> None:
+    before = launch.gpu.free_bytes()
+    second = launch.engine.create_execution_context()
+    assert before - launch.gpu.free_bytes() == 8 * 4 * 512
+    del second
+    assert launch.gpu.free_bytes() == before
+    launch.gpu.total_bytes = 0
+    assert launch.engine.create_execution_context() is None
+    assert "the activation memory could not be allocated" in launch.log.errors
+
+
+def test_the_inspector_shows_the_shapes_of_a_context(trt: Any, cuda_double: Any) -> None:
+    draft = Draft(trt).add_profile()
+    draft.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    launch = Launch(trt, cuda_double, draft)
+    inspector = launch.engine.create_engine_inspector()
+
+    def output() -> Any:
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return json.loads(text)["Layers"][0]["Outputs"][0]
+
+    inspector.execution_context = launch.context
+    assert output()["Dimensions"] == [-1, 2]
+    launch.ready(3)
+    assert output()["Dimensions"] == [3, 2]
+    if trt.__version__.startswith("8"):
+        assert output()["Format/Datatype"] == "Row major linear FP32 format"
+
+
 def test_a_shape_outside_the_profile_is_refused(launch: Launch) -> None:
     assert not launch.context.set_input_shape("x", (9, 4))
     assert "does not satisfy any optimization profiles" in launch.log.errors
@@ -335,22 +393,46 @@ def test_memory_freed_before_the_run_is_an_illegal_address(launch: Launch) -> No
     assert launch.finish() == "cudaErrorIllegalAddress"
 
 
-def test_several_profiles_must_be_chosen_from(trt: Any, cuda_double: Any) -> None:
+def test_a_context_begins_with_profile_0_and_others_are_chosen(trt: Any, cuda_double: Any) -> None:
     launch = Launch(trt, cuda_double, Draft(trt).add_profile(1, 2, 8).add_profile(9, 16, 16))
-    assert launch.context.active_optimization_profile == -1
-    assert not launch.context.set_input_shape("x", (3, 4))
-    assert launch.context.set_optimization_profile_async(0, int(launch.stream))
-    assert not launch.context.set_optimization_profile_async(2, int(launch.stream))
+    assert launch.context.active_optimization_profile == 0
     assert launch.ready().run()
     assert launch.context.set_optimization_profile_async(1, int(launch.stream))
     assert not launch.run()  # the shapes are forgotten
+    with pytest.raises(RuntimeError, match="Error in set optimization profile async"):
+        launch.context.set_optimization_profile_async(2, int(launch.stream))
+    assert "Profile index 2 is outside [0, 2)" in launch.log.errors
+
+
+def test_8_6_shares_no_profile_unless_it_was_built_so(
+    tensorrt_double: Double, cuda_double: Any
+) -> None:
+    trt = tensorrt_double("8.6.1")
+    launch = Launch(trt, cuda_double, Draft(trt).add_profile())
     second = launch.engine.create_execution_context()
-    shared = second.set_optimization_profile_async(1, int(launch.stream))
-    assert shared == (not trt.__version__.startswith("8"))
+    assert second.active_optimization_profile == -1
+    assert not second.set_input_shape("x", (3, 4))
+    with pytest.raises(RuntimeError):
+        second.set_optimization_profile_async(0, int(launch.stream))
+    assert "Profile 0 has been chosen by another IExecutionContext" in launch.log.errors
+    del launch.context
+    assert second.set_optimization_profile_async(0, int(launch.stream))
+
+
+def test_a_context_that_meets_a_capture_breaks_both(trt: Any, cuda_double: Any) -> None:
+    launch = Launch(trt, cuda_double, Draft(trt).add_profile())
+    runtime = cuda_double.runtime
+    mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    runtime.cudaStreamBeginCapture(launch.stream, mode)
+    assert launch.engine.create_execution_context() is None
+    assert "operation not permitted when stream is capturing" in launch.log.errors
+    [status, _] = runtime.cudaStreamEndCapture(launch.stream)
+    assert status == runtime.cudaError_t.cudaErrorStreamCaptureInvalidated
 
 
 def test_a_context_without_memory_must_be_given_enough(trt: Any, cuda_double: Any) -> None:
     launch = Launch(trt, cuda_double, Draft(trt).add_profile())
+    del launch.context  # 8.6 keeps its profile for it
     make = getattr(launch.engine, "create_execution_context_without_device_memory", None)
     if make is None:
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED

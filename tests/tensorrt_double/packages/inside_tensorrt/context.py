@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ class ExecutionContext(Behaviour):
         self.memory: tuple[int, int | None] | None = None
         self.needed: int | None = None
         self.name = ""
-        self.profile = 0 if engine.num_optimization_profiles == 1 else -1
+        self.profile = -1
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.settled = False  # whether a run has followed the last change of shapes
@@ -52,8 +53,36 @@ class ExecutionContext(Behaviour):
         self.debug_sync = False
         self.enqueue_emits_profile = True
         self.persistent_cache_limit = 0
-        self.nvtx_verbosity = world.enum("ProfilingVerbosity", "LAYER_NAMES_ONLY")
+        self.nvtx_verbosity = world.enum("ProfilingVerbosity", engine.plan.verbosity)
+        self._choose_default_profile()
+
+    def _choose_default_profile(self) -> None:
+        """Profile 0, where no other context keeps it from this one."""
+        problem = self._profile_problem(0)
+        if problem is None:
+            self.engine.chosen[self] = self.profile = 0
+        else:
+            self._refuse(problem)
+            self.world.log(
+                self.engine.logger,
+                "WARNING",
+                "Could not set default profile 0 for execution context. Profile index must be set "
+                "explicitly.",
+            )
         self._fix_shapes()
+
+    def allocate(self) -> bool:
+        """Take memory of its own from the device, until the context dies; False without room."""
+        address = device().allocate(self.engine.device_memory_size, "device")
+        if address is None:
+            return self._refuse("the activation memory could not be allocated")
+        weakref.finalize(self, device().free, address, "device")
+        return True
+
+    def axis_sizes(self) -> dict[str, int]:
+        """The size of each named axis once all input shapes are set; nothing before."""
+        specified = self.all_binding_shapes_specified
+        return self.engine.axis_sizes(self.shapes) if specified else {}
 
     def _fix_shapes(self) -> None:
         fixed = [tensor for tensor in self.engine.plan.inputs if -1 not in tensor.shape]
@@ -76,21 +105,31 @@ class ExecutionContext(Behaviour):
         self.set_optimization_profile_async(index, 0)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        """Choose a profile; the input shapes are forgotten."""
-        if not 0 <= index < self.engine.num_optimization_profiles:
-            return self._refuse(
-                f"Profile index {index} is outside [0, {self.engine.num_optimization_profiles})."
-            )
-        others = {chosen for context, chosen in self.engine.chosen.items() if context is not self}
-        if index in others and not self.engine.plan.profile_sharing:
-            return self._refuse(
-                f"Profile {index} has been chosen by another IExecutionContext. Use another "
-                "profileIndex or destroy the IExecutionContext that use this profile."
-            )
+        """Choose a profile; the input shapes are forgotten.
+
+        Raises:
+            RuntimeError: where the documentation says False (TensorRT's python/src/infer/
+                pyCore.cpp, context_set_optimization_profile_async).
+        """
+        problem = self._profile_problem(index)
+        if problem:
+            self._refuse(problem)
+            raise RuntimeError("Error in set optimization profile async.")
         self.engine.chosen[self] = index
         self.profile = index
         self._fix_shapes()
         return True
+
+    def _profile_problem(self, index: int) -> str | None:
+        if not 0 <= index < self.engine.num_optimization_profiles:
+            return f"Profile index {index} is outside [0, {self.engine.num_optimization_profiles})."
+        others = {chosen for context, chosen in self.engine.chosen.items() if context is not self}
+        if index in others and not self.engine.plan.profile_sharing:
+            return (
+                f"Profile {index} has been chosen by another IExecutionContext. Use another "
+                "profileIndex or destroy the IExecutionContext that use this profile."
+            )
+        return None
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         sizes = shape_of(shape)

@@ -144,19 +144,29 @@ class CudaEngine(Behaviour):
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.world)
 
-    def create_execution_context(self, strategy: Any = None) -> ExecutionContext:
+    def create_execution_context(self, strategy: Any = None) -> ExecutionContext | None:
         """With memory of its own, unless the strategy (or runtime config) is USER_MANAGED."""
-        from .context import ExecutionContext
-
         if isinstance(strategy, RuntimeConfig):
             strategy = strategy.strategy
         managed = strategy is not None and strategy.name == "USER_MANAGED"
-        return ExecutionContext(self.world, self, owns_memory=not managed)
+        return self._new_context(owns_memory=not managed)
 
-    def create_execution_context_without_device_memory(self) -> ExecutionContext:
-        from .context import ExecutionContext
+    def create_execution_context_without_device_memory(self) -> ExecutionContext | None:
+        return self._new_context(owns_memory=False)
 
-        return ExecutionContext(self.world, self, owns_memory=False)
+    def _new_context(self, *, owns_memory: bool) -> ExecutionContext | None:
+        """None where it meets a capture: it may synchronise the device, which breaks both.
+
+        That a synchronisation does so in any mode: github.com/NVIDIA/TensorRT, number 2888.
+        """
+        from .context import ExecutionContext, device
+
+        if device().break_captures():
+            text = "Cuda Runtime (operation not permitted when stream is capturing)"
+            self.world.log(self.logger, "ERROR", f"createExecutionContext: Error Code 1: {text}")
+            return None
+        context = ExecutionContext(self.world, self, owns_memory=owns_memory)
+        return context if not owns_memory or context.allocate() else None
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self.world, self.plan)
@@ -167,8 +177,8 @@ class CudaEngine(Behaviour):
     def get_aliased_input_tensor(self, name: str) -> None:
         return None
 
-    def output_shapes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Each output's shape for these input shapes; -1 where an axis is not known.
+    def axis_sizes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """The size of each named axis for these input shapes.
 
         Raises:
             RuntimeError: if two inputs give one axis two sizes.
@@ -178,6 +188,15 @@ class CudaEngine(Behaviour):
             for axis, size in zip(tensor.axes, inputs[tensor.name], strict=True):
                 if axis and axes.setdefault(axis, size) != size:
                     raise RuntimeError(f"axis {axis} is {axes[axis]} and {size}")
+        return axes
+
+    def output_shapes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Each output's shape for these input shapes; -1 where an axis is not known.
+
+        Raises:
+            RuntimeError: if two inputs give one axis two sizes.
+        """
+        axes = self.axis_sizes(inputs)
         return {
             tensor.name: [
                 size if size != -1 else axes.get(axis, -1)

@@ -7,10 +7,13 @@ that field (docs.nvidia.com/deeplearning/tensorrt, migration guide 10.x to 11.x)
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .plan import LayerPlan, Plan, TensorPlan
 from .world import Behaviour, World
+
+if TYPE_CHECKING:
+    from .context import ExecutionContext
 
 NAMES = {"FLOAT": "Float", "HALF": "Half", "INT32": "Int32", "INT64": "Int64", "INT8": "Int8"}
 FORMATS = {"FLOAT": "FP32", "HALF": "FP16", "INT32": "Int32", "INT64": "Int64", "INT8": "Int8"}
@@ -26,7 +29,7 @@ class EngineInspector(Behaviour):
     def __init__(self, world: World, plan: Plan) -> None:
         super().__init__(world)
         self.plan = plan
-        self.execution_context: Any = None
+        self.execution_context: ExecutionContext | None = None
         self.error_recorder: Any = None
 
     def get_engine_information(self, style: Any) -> str:
@@ -86,11 +89,19 @@ class EngineInspector(Behaviour):
             "Metadata": SEPARATOR.join(f"[ONNX Layer: {node.name}]" for node in nodes),
         }
 
+    def _shape(self, tensor: TensorPlan) -> list[int]:
+        """Its sizes, those of the execution context where they depend on the inputs."""
+        context = self.execution_context
+        sizes = context.axis_sizes() if context else {}
+        axes = tensor.axes or [""] * len(tensor.shape)
+        return [sizes.get(axis, size) for size, axis in zip(tensor.shape, axes, strict=True)]
+
     def _tensor(self, tensor: TensorPlan, dtype: str) -> Json:
-        seen: Json = {"Name": tensor.name, "Location": "Device", "Dimensions": tensor.shape}
+        shape = self._shape(tensor)
+        seen: Json = {"Name": tensor.name, "Location": "Device", "Dimensions": shape}
         if self.world.major >= 11:
             return seen | {"Format": "Row major linear", "DataType": NAMES.get(dtype, dtype)}
-        if self.world.major == 8 and -1 in tensor.shape:
+        if self.world.major == 8 and -1 in shape:
             return seen | {"Format/Datatype": "N/A due to dynamic shapes"}
         if self.world.major == 8:
             text = f"Row major linear {FORMATS.get(dtype, dtype)} format"

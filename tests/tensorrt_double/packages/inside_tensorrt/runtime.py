@@ -54,10 +54,20 @@ class Runtime(Behaviour):
             )
 
     def _check_compatible(self, plan: Plan) -> None:
-        if self.world.major < int(plan.version.partition(".")[0]):
+        if not plan.lean_runtime and plan.version != self.world.version:
+            # What IRuntime.load_runtime says of plans that exclude it.
+            raise ValueError(
+                f"The engine needs the lean runtime of {plan.version}, which is not in the plan; "
+                f"this is {self.world.version}."
+            )
+        if _numbers(self.world.version) < _numbers(plan.version):
             raise ValueError("A version compatible engine needs this or a newer TensorRT.")
         if plan.lean_runtime and not self.engine_host_code_allowed:
             raise ValueError(
                 "The engine holds host code (a lean runtime): set engineHostCodeAllowed to true "
                 "if it comes from a trusted source."
             )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]

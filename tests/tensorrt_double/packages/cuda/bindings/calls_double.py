@@ -17,6 +17,7 @@ INVALID = "cudaErrorInvalidValue"
 HANDLE = "cudaErrorInvalidResourceHandle"
 CAPTURE = "cudaErrorStreamCaptureUnsupported"
 DISABLE_TIMING = 2  # cudaEventDisableTiming
+NON_BLOCKING = 1  # cudaStreamNonBlocking
 SIDES = {
     "cudaMemcpyHostToHost": ("host", "host"),
     "cudaMemcpyHostToDevice": ("device", "host"),
@@ -119,7 +120,7 @@ def cudaMemsetAsync(address: int, value: int, count: int, stream: Any) -> Result
 
 def cudaStreamCreateWithFlags(flags: int) -> Result:
     handle = DEVICE.new_handle()
-    DEVICE.streams[handle] = Stream()
+    DEVICE.streams[handle] = Stream(blocking=not flags & NON_BLOCKING)
     return OK, handle
 
 

@@ -37,8 +37,12 @@ class Allocation:
 
 @dataclass
 class Stream:
-    """Queued work; ``captured`` is a list while the stream captures."""
+    """Queued work; ``captured`` is a list while the stream captures.
 
+    Work on the default stream waits for that of the others, but for those that are not blocking.
+    """
+
+    blocking: bool = True
     waiting: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
     capture_thread: int = 0
@@ -155,6 +159,14 @@ class Device:
         """Whether the stream captures."""
         return handle in self.streams and self.streams[handle].captured is not None
 
+    def break_captures(self) -> bool:
+        """What synchronising the device does to captures in all threads; whether there were any."""
+        with self.lock:
+            capturing = [stream for stream in self.streams.values() if stream.captured is not None]
+            for stream in capturing:
+                stream.capture_broken = True
+            return bool(capturing)
+
     def enqueue(self, handle: int, work: Work) -> str | None:
         """Queue work, or capture it; the name of an error, or None."""
         with self.lock:
@@ -164,7 +176,9 @@ class Device:
             target = stream.waiting if stream.captured is None else stream.captured
             target.append(work)
             if handle == 0:
-                return self.synchronize_all()
+                return self._synchronize_all(
+                    [number for number, other in self.streams.items() if other.blocking]
+                )
             return None
 
     def synchronize(self, handle: int) -> str | None:
@@ -182,9 +196,10 @@ class Device:
 
     def synchronize_all(self) -> str | None:
         """Do all work that is not being captured."""
-        problems = [
-            self.synchronize(handle) for handle in list(self.streams) if not self.capturing(handle)
-        ]
+        return self._synchronize_all(list(self.streams))
+
+    def _synchronize_all(self, handles: list[int]) -> str | None:
+        problems = [self.synchronize(handle) for handle in handles if not self.capturing(handle)]
         return next(filter(None, problems), None)
 
     def forbids_allocation(self) -> bool:
