@@ -79,19 +79,19 @@ def transform(graph: ir.Model, model: LoadedModel) -> tuple[TensorSpec, ...]:
     return outputs
 
 
-def write_checked(graph: ir.Model, path: Path) -> dict[str, Place]:
+def write_checked(graph: ir.Model, path: Path, *, opset: int = OPSET) -> dict[str, Place]:
     """Write a graph and hold it to onnx's full check and strict shape inference.
 
     The check reads the weights where the file has them, because it would load the file twice.
 
     Raises:
-        BuildFailed: if it is not valid at opset 17.
+        BuildFailed: if it is not valid at ``opset``.
     """
     names = [node.name for node in graph.graph]
     if len(set(names)) != len(names):
         raise BuildFailed("two nodes share a name; this is a defect of attn-export")
-    if graph.opset_imports.get("") != OPSET:
-        raise BuildFailed(f"{path.name} is at opset {graph.opset_imports.get('')}, not {OPSET}")
+    if graph.opset_imports.get("") != opset:
+        raise BuildFailed(f"{path.name} is at opset {graph.opset_imports.get('')}, not {opset}")
     places = write_graph(graph, path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".check-", suffix=".onnx") as file:
         file.write(in_places(graph, places).SerializeToString())

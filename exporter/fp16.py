@@ -28,6 +28,7 @@ def to_fp16(model: ir.Model, keep: KeepList, *, fp16_io: bool) -> int:
     """
     graph = model.graph
     pinned = {name for names in keep.values() for name in names}
+    pinned |= _pinned_by_neighbours(graph, pinned)
     half = [n for n in graph if n.name not in pinned and floats([*n.inputs, *n.outputs])]
     if not half:
         raise BuildFailed("the keep-list covers every node: nothing is left to be FP16")
@@ -40,6 +41,26 @@ def to_fp16(model: ir.Model, keep: KeepList, *, fp16_io: bool) -> int:
         _type_outputs(node)
     casts = _cast_at_borders(graph, half_nodes)
     return casts + _cast_outputs(graph, HALF if fp16_io else FULL)
+
+
+def _pinned_by_neighbours(graph: ir.Graph, pinned: set[str]) -> set[str]:
+    """Q has the type of what it reads and DQ that of what reads it: no Cast parts a pair from it.
+
+    A weight's Q goes with its DQ.
+    """
+    found: set[str] = set()
+    for node in reversed(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or source is None:
+            continue
+        if node.op_type == "DequantizeLinear" or source.const_value is not None:
+            deciding = list(node.outputs[0].consumers())
+        else:
+            producer = source.producer()
+            deciding = [producer] if producer is not None else []
+        if deciding and all(other.name in pinned | found for other in deciding):
+            found.add(node.name or "")
+    return found
 
 
 def _set_dtype(values: list[ir.Value], dtype: ir.DataType) -> None:

@@ -15,7 +15,11 @@ from .attention_pattern import inputs_of
 
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-14  # the smallest normal number
+FP16_HALF_LEAST = 2.0**-25  # a smaller number is 0 in FP16
 _KEPT_ROLES = (MASK, NORM_STATISTICS)
+# What keeps a divisor from being 0, and what divides by it.
+_GUARDS = {"Add", "Clip", "Max"}
+_DIVISIONS = {"Div", "Log", "Pow", "Reciprocal", "Sqrt"}
 # Their FP16 forms are missing from ONNX, or make random numbers that would not be the same ones.
 _KEPT_OPS = {"Resize", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -33,7 +37,8 @@ def keep_list(
     """Node names that stay FP32, by reason.
 
     The reasons are roles (``mask``, ``norm_statistics``), ``excluded`` (the user's choice),
-    ``operator`` and ``weight_range`` (a weight beyond FP16's largest number, 65504).
+    ``operator``, ``weight_range`` (a weight beyond FP16's largest number, 65504) and ``guard`` (a
+    bound such as 1e-9 that is 0 in FP16, and the division that it guards).
 
     Args:
         nodes: regular expressions; a node is excluded when one matches its whole name.
@@ -70,7 +75,33 @@ def _reason(node: ir.Node, *, excluded: bool) -> str | None:
         return "operator"
     if any(_beyond_range(value) for value in inputs_of(node)):
         return "weight_range"
-    return None
+    return "guard" if _is_guard(node) or _is_guarded(node) else None
+
+
+def _is_guard(node: ir.Node) -> bool:
+    """Whether it holds a value away from 0 by a constant that FP16 does not have."""
+    return node.op_type in _GUARDS and any(_vanishes(value) for value in inputs_of(node))
+
+
+def _is_guarded(node: ir.Node) -> bool:
+    """Whether it divides by (or takes the root of) what a guard gives, also when only moved."""
+    if node.op_type not in _DIVISIONS:
+        return False
+    value = node.inputs[-1] if node.op_type == "Div" else node.inputs[0]
+    producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in ("Expand", "Reshape", "Unsqueeze"):
+        value = producer.inputs[0]
+        producer = value.producer() if value is not None else None
+    return producer is not None and _is_guard(producer)
+
+
+def _vanishes(value: ir.Value) -> bool:
+    """Whether it is one small constant that is not 0 in FP32 and is 0 in FP16."""
+    tensor = value.const_value
+    if tensor is None or value.dtype != ir.DataType.FLOAT or tensor.size != 1:
+        return False
+    number = abs(float(tensor.numpy().reshape(-1)[0]))
+    return 0 < number <= FP16_HALF_LEAST
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -10,11 +10,12 @@ from collections import deque
 
 import onnx_ir as ir
 
-from .attention_pattern import inputs_of, is_float
+from .attention_pattern import inputs_of, is_constant, is_float
 
 _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"}
 _ROOTS = {"Sqrt", "Pow", "Reciprocal"}
 _SQUARES = {"Pow", "Mul", "Sub"}
+_BOUNDS = {"Add", "Clip", "Expand", "Max"}  # the least divisor is far below FP16's smallest number
 _STEPS = {"Add", "Mul", "Div", "Sub", "Max", "Clip", *_ROOTS}
 _REACH = 5
 
@@ -25,6 +26,8 @@ def norm_statistics(graph: ir.Graph) -> set[ir.Node]:
     for mean in graph:
         if mean.op_type in _MEANS and is_float(mean.outputs[0]):
             down = _down_to_root(mean)
+            if mean.op_type == "ReduceL2":
+                down |= _users_of_root(mean)  # it is mean and root in one
             if down or mean.op_type == "ReduceL2":
                 found |= {mean, *down, *_squares(mean)}
     _add_centring(found)
@@ -55,7 +58,14 @@ def _users_of_root(root: ir.Node) -> set[ir.Node]:
             users |= {consumer, *_users_of_root(consumer)}
         elif consumer.op_type in ("Mul", "Div"):
             users.add(consumer)
+        elif consumer.op_type in _BOUNDS and _computed_floats(consumer) == 1:
+            division = _users_of_root(consumer)
+            users |= {consumer, *division} if division else set()
     return users
+
+
+def _computed_floats(node: ir.Node) -> int:
+    return sum(is_float(value) and not is_constant(value) for value in inputs_of(node))
 
 
 def _squares(mean: ir.Node) -> set[ir.Node]:

@@ -17,7 +17,7 @@ from attn_export.errors import BuildFailed, UsageError
 from attn_export.exporter.attention import LOWERINGS, Lowering
 from attn_export.exporter.export import write_checked
 from attn_export.exporter.fp16 import to_fp16
-from attn_export.exporter.graph_file import read_graph
+from attn_export.exporter.graph_file import read_graph, write_graph
 from attn_export.exporter.keep import keep_list, rounding_report
 
 from .conftest import Exported, encoder_feeds, run_onnx
@@ -210,3 +210,61 @@ def test_harmless_weights_are_not_reported() -> None:
     graph = small([node("Mul", ["x", "w"], "y")], {"w": np.array([1, -2, 0, 65504], np.float32)})
     assert keep_list(graph) == {}
     assert rounding_report(graph, {}) == []
+
+
+def test_a_pair_is_typed_with_what_stands_beside_it(tmp_path: Path) -> None:
+    """Q as what it reads, DQ as what reads it; a weight's Q as its DQ."""
+    weights: dict[str, np.ndarray] = {
+        "scale": np.array(0.5, np.float32),
+        "zero": np.array(0, np.int8),
+        "w": np.eye(4, dtype=np.float32),
+    }
+    nodes = [
+        node("Neg", ["x"], "a"),
+        node("QuantizeLinear", ["a", "scale", "zero"], "q"),
+        node("DequantizeLinear", ["q", "scale", "zero"], "dq"),
+        node("QuantizeLinear", ["w", "scale", "zero"], "weight_q"),
+        node("DequantizeLinear", ["weight_q", "scale", "zero"], "weight_dq"),
+        node("MatMul", ["dq", "weight_dq"], "product"),
+        node("Neg", ["product"], "y"),
+    ]
+    graph = small(nodes, weights)
+    graph.opset_imports[""] = 19
+    # x, the product's result and the output; no Cast parts DQ from the product.
+    assert to_fp16(graph, {"excluded": ["product"]}, fp16_io=False) == 3
+    types = {item.name: item.outputs[0].dtype for item in graph.graph}
+    assert types["a"] == ir.DataType.FLOAT16
+    assert types["dq"] == types["weight_dq"] == ir.DataType.FLOAT
+    stored = {name: value.dtype for name, value in graph.graph.initializers.items()}
+    assert stored["w"] == ir.DataType.FLOAT
+    write_graph(graph, tmp_path / "m.onnx")
+    onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+    x = np.array([[1, 2, 3, 4]], np.float32)
+    assert run_onnx(tmp_path / "m.onnx", {"x": x})["y"].tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("guard", "bound", "kept"),
+    [
+        ("Max", 1e-9, ["bounded", "y"]),
+        ("Add", 1e-8, ["bounded", "y"]),
+        ("Max", 1e-3, []),
+        ("Add", 0.0, []),
+    ],
+)
+def test_a_bound_that_fp16_does_not_have_stays_fp32_with_its_division(
+    tmp_path: Path, guard: str, bound: float, kept: list[str]
+) -> None:
+    """x / max(|x|, 1e-9) is 0 / 0 in FP16 where x is 0."""
+    nodes = [
+        node("Abs", ["x"], "size"),
+        node(guard, ["size", "bound"], "bounded"),
+        node("Div", ["x", "bounded"], "y"),
+    ]
+    graph = small(nodes, {"bound": np.array([bound], np.float32)})
+    assert keep_list(graph).get("guard", []) == kept
+    if kept:
+        to_fp16(graph, keep_list(graph), fp16_io=False)
+        x = np.array([[0, 1, -2, 3]], np.float32)
+        write_graph(graph, tmp_path / "g.onnx")
+        assert run_onnx(tmp_path / "g.onnx", {"x": x})["y"].tolist() == [[0, 1, -1, 1]]

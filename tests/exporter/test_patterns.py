@@ -72,6 +72,29 @@ class OldLayerNorm(nn.Module):
         return centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-5)
 
 
+class Normalize(nn.Module):
+    """A row of length 1: its least divisor, 1e-12, is 0 in FP16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
+class StandardDeviationNorm(nn.Module):
+    """Epsilon outside the root."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = torch.sqrt((centred * centred).mean(-1, keepdim=True))
+        return centred / (deviation + 1e-6)
+
+
+class RootOnResidual(nn.Module):
+    """The sum that reads the root bounds no divisor: it is a residual."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (torch.sqrt(x.pow(2).mean(-1, keepdim=True)) + x) / 3
+
+
 @pytest.mark.parametrize("module", [ManualAttention(), TorchAttention()])
 def test_a_users_attention_is_recognised(module: nn.Module, tmp_path: Path) -> None:
     keep = torch.ones(2, 5, dtype=torch.int32)
@@ -99,6 +122,9 @@ def test_a_softmax_without_a_product_is_no_attention(tmp_path: Path) -> None:
     [
         (RmsNorm(), {"Pow", "ReduceMean", "Add", "Sqrt", "Reciprocal", "Mul"}),
         (OldLayerNorm(), {"Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div"}),
+        (StandardDeviationNorm(), {"Sub", "Mul", "ReduceMean", "Sqrt", "Add", "Div"}),
+        (RootOnResidual(), {"Pow", "ReduceMean", "Sqrt"}),
+        (Normalize(), {"ReduceL2", "Clip", "Expand", "Div"}),
     ],
 )
 def test_a_norm_in_parts_is_found_whole(
