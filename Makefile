@@ -58,5 +58,5 @@ $(VENV)/installed: $(SETUP)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) -e '.[cpu,export,text,dev]'
+	$(INSTALL) -e '.[cpu,export,text,data,plot,dev]'
 	touch $@

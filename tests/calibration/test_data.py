@@ -10,27 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models
 
-from attn_export.calibration.data import TEXTS_AT_ONCE, read_sequences
+from attn_export.calibration.data import read_sequences
+from attn_export.calibration.texts import TEXTS_AT_ONCE
 from attn_export.errors import InputError, MissingPackage, UsageError
-
-VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "good": 4, "bad": 5, "day": 6}
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Path:
-    """Whole words; the file itself pads to 9 tokens and truncates to 3, as published ones do."""
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.enable_padding(length=9)
-    tokenizer.enable_truncation(3)
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
 
 
 def jsonl(tmp_path: Path, *rows: object) -> Path:
@@ -245,7 +229,7 @@ def test_ids_longer_than_the_maximum_are_an_error_not_cut(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rows.csv", r"suffix '\.csv'; the formats are: \.jsonl, \.txt, \.npz"),
+        ("rows.xls", r"suffix '\.xls'; the formats are: \.jsonl, \.csv, \.parquet, \.txt, \.npz"),
         ("rows", "suffix ''"),
         ("rows.jsonl", "does not exist"),
         ("folder.txt", "is a directory"),
@@ -258,7 +242,7 @@ def test_a_wrong_path_is_a_usage_error(tmp_path: Path, name: str, message: str) 
     assert not isinstance(caught.value, InputError)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".npz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt", ".npz"])
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, suffix: str) -> None:
     if not Path("/proc/self/mem").exists():
         pytest.skip("needs /proc/self/mem, a file whose reads fail for root too")
@@ -304,7 +288,7 @@ def test_a_broken_tokenizer_file_is_an_input_error(tmp_path: Path) -> None:
 
 def test_a_text_of_no_tokens_is_refused(tmp_path: Path) -> None:
     plain = tmp_path / "plain.json"
-    Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]")).save(str(plain))
+    Tokenizer(models.WordLevel({"[UNK]": 1}, unk_token="[UNK]")).save(str(plain))
     with pytest.raises(InputError, match="line 1 has no tokens"):
         read_sequences(jsonl(tmp_path, {"text": ""}), tokenizer=plain)
 
