@@ -60,6 +60,7 @@ class Judge:
 
     Args:
         allowed: (atol, rtol) by output.
+        cosines: the least cosine by output, where it judges instead.
     """
 
     def __init__(
@@ -68,9 +69,15 @@ class Judge:
         session: Session,
         bundle: Bundle,
         allowed: Mapping[str, tuple[float, float]],
+        cosines: Mapping[str, float | None] | None = None,
     ) -> None:
+        least = cosines or {}
+
         def comparers() -> dict[str, Comparer]:
-            return {name: Comparer(name, atol=a, rtol=r) for name, (a, r) in allowed.items()}
+            return {
+                name: Comparer(name, atol=a, rtol=r, least_cosine=least.get(name))
+                for name, (a, r) in allowed.items()
+            }
 
         self.what, self.session = what, session
         self._inputs, self._outputs = bundle.manifest.inputs, bundle.manifest.outputs
@@ -174,12 +181,15 @@ def open_judges(
     allowed = {
         spec.name: tolerances.allowed(spec.name, record.precision) for spec in manifest.outputs
     }
+    cosines = {
+        spec.name: tolerances.least_cosine(spec.name, record.precision) for spec in manifest.outputs
+    }
     bundle.verify_graph(bundle.graph(record.graph))
     # One thread: the cases are small, and more would wait for each other on a busy machine.
     options = LoadOptions(threads=1, streams=1, allow_host_code=allow_host_code)
     session: Session = backend(record.backend).load(bundle, record, options)
     stack.callback(session.close)
-    judges = [Judge(ENGINE, session, bundle, allowed)]
+    judges = [Judge(ENGINE, session, bundle, allowed, cosines)]
     if runs_on_cpu(record) and record.precision == "fp16":
         twin = _open_twin(bundle, record, session)
         stack.callback(twin.close)

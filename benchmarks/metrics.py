@@ -36,6 +36,7 @@ class Comparison:
         exceeded: how many values are outside the tolerance.
         nonfinite: how many candidate values are NaN or infinite.
         worst_case: the case with the largest error.
+        least_cosine: what was asked of ``cosine`` in place of the tolerance, or None.
         detail: for a shape mismatch, which shapes.
     """
 
@@ -54,10 +55,11 @@ class Comparison:
     nonfinite: int
     worst_case: str
     detail: str
+    least_cosine: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every value is finite and within the tolerance."""
+        """Whether every value is finite and all are as near as was asked."""
         return self.verdict == "pass"
 
     def to_json(self) -> dict[str, Any]:
@@ -69,10 +71,16 @@ class Comparer:
     """Adds up one output's errors case by case; its memory does not grow with the cases.
 
     A value passes where ``|candidate - reference| <= atol + rtol * |reference|``.
+
+    Args:
+        least_cosine: judge all values together by their cosine instead.
     """
 
-    def __init__(self, output: str, *, atol: float, rtol: float) -> None:
+    def __init__(
+        self, output: str, *, atol: float, rtol: float, least_cosine: float | None = None
+    ) -> None:
         self.output, self.atol, self.rtol = output, atol, rtol
+        self.least_cosine = least_cosine
         self._values = self._exceeded = self._nonfinite = self._reference_nonfinite = 0
         self._sum = self._max = self._tolerance = 0.0
         self._worst_case = self._detail = ""
@@ -122,7 +130,6 @@ class Comparer:
     def result(self) -> Comparison:
         """The numbers so far, and the verdict on them."""
         compared = int(self._counts.sum())
-        norm = np.sqrt(self._candidate_square) * np.sqrt(self._reference_square)
         return Comparison(
             output=self.output,
             verdict=self._verdict(),
@@ -132,14 +139,19 @@ class Comparer:
             max_abs=self._max,
             mean_abs=self._sum / compared if compared else 0.0,
             p99_abs=self._p99(compared),
-            cosine=float(self._dot / norm) if norm else None,
+            cosine=self._cosine(),
             labels=self._same_labels / self._rows if self._rows else None,
             smallest_tolerance=self._tolerance,
             exceeded=self._exceeded,
             nonfinite=self._nonfinite,
             worst_case=self._worst_case,
             detail=self._detail,
+            least_cosine=self.least_cosine,
         )
+
+    def _cosine(self) -> float | None:
+        norm = np.sqrt(self._candidate_square) * np.sqrt(self._reference_square)
+        return float(self._dot / norm) if norm else None
 
     def _verdict(self) -> Verdict:
         if self._detail:
@@ -150,6 +162,8 @@ class Comparer:
             return "nonfinite"
         if not self._values:
             return "nothing compared"
+        if self.least_cosine is not None:
+            return "pass" if (self._cosine() or 0.0) >= self.least_cosine else "fail"
         return "fail" if self._exceeded else "pass"
 
     def _p99(self, compared: int) -> float:

@@ -81,7 +81,7 @@ def _parity_cells(result: Comparison) -> list[str | Text]:
 def _verdict_line(engine: EngineParity, report: ParityReport) -> Text:
     word, style = ("PASS", "bold green") if engine.passed else ("FAIL", "bold red")
     reference = "eager PyTorch FP32" if report.reference == "eager" else "the golden file"
-    allowed = {f"{r.atol:g} + {r.rtol:g}·|reference|": r for r in engine.judge.outputs}
+    allowed = {_allowed(result): result for result in engine.judge.outputs}
     ratios = engine.judge.noise_ratio
     noise = f"; {max(ratios.values()):.1f} x the error of eager FP16" if ratios else ""
     twin = "; its rounding twin must pass too" if engine.twin_sha256 else ""
@@ -90,6 +90,12 @@ def _verdict_line(engine: EngineParity, report: ParityReport) -> Text:
         f" {engine.engine}: {report.cases} cases, {report.rows} rows against {reference}; "
         f"allowed {', '.join(allowed)}{noise}{twin}",
     )
+
+
+def _allowed(result: Comparison) -> str:
+    if result.least_cosine is not None:
+        return f"a cosine of at least {result.least_cosine:g}"
+    return f"{result.atol:g} + {result.rtol:g}·|reference|"
 
 
 def _parity_notes(report: ParityReport) -> list[str]:
@@ -111,9 +117,15 @@ def _parity_notes(report: ParityReport) -> list[str]:
     return notes
 
 
+def _missed(result: Comparison) -> str:
+    if result.least_cosine is not None:
+        return f"the cosine of all values is {result.cosine or 0.0:.4f}"
+    return f"{result.exceeded} of {result.values} values are outside the tolerance"
+
+
 def _failure(engine: EngineParity, run: Run, result: Comparison) -> str:
     said = {
-        "fail": f"{result.exceeded} of {result.values} values are outside the tolerance",
+        "fail": _missed(result),
         "nonfinite": f"{result.nonfinite} of {result.values} values are NaN or infinite",
         "reference nonfinite": "the reference itself is NaN or infinite",
         "shape mismatch": result.detail,

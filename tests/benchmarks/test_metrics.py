@@ -151,3 +151,12 @@ def test_memory_does_not_grow_with_the_cases() -> None:
         comparer.add(values, values * 0)
     assert held() == before
     assert comparer.result().values == 210_000
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(0.95, "pass"), (0.97, "fail")])
+def test_a_cosine_may_judge_all_values_together(least: float, verdict: str) -> None:
+    comparer = Comparer("y", atol=0.0, rtol=0.0, least_cosine=least)
+    comparer.add(np.array([4.0, 3.0]), np.array([3.0, 4.0]))  # cosine 24/25
+    assert comparer.result().verdict == verdict
+    comparer.add(np.array([np.nan]), np.array([1.0]))
+    assert comparer.result().verdict == "nonfinite"

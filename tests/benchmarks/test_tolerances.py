@@ -50,6 +50,14 @@ def test_an_unknown_output_is_refused_with_those_there_are() -> None:
 
 
 def test_a_precision_without_a_preset_needs_a_value() -> None:
-    with pytest.raises(UsageError, match="no preset tolerance for int8"):
-        Tolerances().allowed("logits", "int8")
-    assert Tolerances.parse(["1"], ["2"]).allowed("logits", "int8") == (1, 2)
+    with pytest.raises(UsageError, match="no preset tolerance for int4"):
+        Tolerances().allowed("logits", "int4")
+    assert Tolerances.parse(["1"], ["2"]).allowed("logits", "int4") == (1, 2)
+
+
+def test_int8_is_judged_by_its_cosine_unless_a_tolerance_is_given() -> None:
+    assert Tolerances().least_cosine("logits", "int8") == 0.99
+    assert Tolerances().least_cosine("logits", "fp16") is None
+    assert Tolerances.parse(["0.2"], []).least_cosine("logits", "int8") is None
+    assert Tolerances.parse(["other:0.2"], []).least_cosine("logits", "int8") == 0.99
+    assert Tolerances.parse(["0.2"], ["0.1"]).allowed("logits", "int8") == (0.2, 0.1)
