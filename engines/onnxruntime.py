@@ -52,6 +52,20 @@ def require_host(options: CompileOptions) -> None:
         require_provider(options.provider, options.target)
 
 
+# A CPU wants its own INT8 graph; TensorRT takes symmetric Q/DQ; CUDA has no fast INT8 here.
+GRAPHS = {
+    "cpu": {"fp32": "fp32", "fp16": "fp16", "int8": "int8-cpu"},
+    "cuda": {"fp32": "fp32", "fp16": "fp16"},
+    "tensorrt": {"fp32": "fp32", "fp16": "fp16", "int8": "int8"},
+}
+
+
+def graphs(bundle: Bundle, options: CompileOptions) -> dict[str, str]:
+    """The precisions that engines are made of, each with the key of its graph in the bundle."""
+    chosen = GRAPHS[options.provider]
+    return {name: key for name, key in chosen.items() if key in bundle.manifest.graphs}
+
+
 def compile(bundle: Bundle, precision: str, options: CompileOptions) -> EngineRecord:  # noqa: A001
     """Open a bundle's graph and run each bucket on it.
 
@@ -69,7 +83,7 @@ def compile(bundle: Bundle, precision: str, options: CompileOptions) -> EngineRe
     record = EngineRecord(
         backend="onnxruntime",
         precision=precision,
-        graph=precision,
+        graph=GRAPHS[options.provider][precision],
         variant="" if options.provider == "cpu" else options.provider,
     )
     if options.provider == "cpu":

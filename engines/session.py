@@ -1,9 +1,11 @@
 """The seam: what a backend must do, and how one is found.
 
 A session is a protocol and not a base class: a backend shares no code with another, only this
-shape. A backend is one module with four functions:
+shape. A backend is one module with five functions:
 
 * ``require_host(options)``: raise a HostError if this machine cannot compile;
+* ``graphs(bundle, options) -> dict``: the precisions that it makes engines of, each with the key of
+  the bundle's graph that it takes for it;
 * ``compile(bundle, precision, options) -> EngineRecord``: make what ``load`` needs, run every
   bucket once;
 * ``load(bundle, record, options) -> Session``;
@@ -52,8 +54,8 @@ class CompileOptions:
         optimization_level: 0 to 5, how long TensorRT searches; None is its own default.
         cache: the folder of timing caches; None keeps none.
         error_on_cache_miss: fail where a tactic's time is not in the cache.
-        version_compatible: a plan for other TensorRT versions: ``"lean"`` is for the lean runtime,
-            ``"embedded"`` carries that runtime with it.
+        version_compatible: ``"lean"``: a plan for the lean runtime of the same version;
+            ``"embedded"``: one that carries that runtime with it, for newer TensorRTs too.
         same_compute_capability: a plan for every GPU of this compute capability, not for this
             model alone; NvInfer.h says that it may cost speed.
         timeout_s: give up on one engine after this many seconds.

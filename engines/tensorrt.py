@@ -7,6 +7,7 @@ checked against the manifest, and the manifest is as trustworthy as the place it
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ from .trt_builder import BuildRequest, BuiltPlan, build_plan
 from .trt_lean import require_lean
 from .trt_session import BATCH_TOKENS, TensorRTSession, open_plan
 
+SLOW = 0.8  # a share of the FP32 engine's time that says nothing for a lower precision
 LAST_WEAKLY_TYPED = "tensorrt-8.6"  # as graphs are linted for
 
 
@@ -43,6 +45,19 @@ def require_host(options: CompileOptions) -> None:
     require_tensorrt()
     if options.version_compatible == "lean":
         require_lean()
+
+
+# Strong typing takes the precision from the graph; weak typing from flags and layers, and so it
+# takes the graphs that have no FP16 in them.
+TYPED = {"fp32": "fp32", "fp16": "fp16", "int8": "int8-fp16"}
+WEAK = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
+
+
+def graphs(bundle: Bundle, options: CompileOptions) -> dict[str, str]:
+    """The precisions that engines are made of, each with the key of its graph in the bundle."""
+    chosen = TYPED if is_strongly_typed(require_tensorrt()) else WEAK
+    asked = [name for name in chosen if name == "int8" or name in bundle.manifest.graphs]
+    return {name: chosen[name] for name in asked if chosen[name] in bundle.manifest.graphs}
 
 
 def compile(  # noqa: A001
@@ -61,9 +76,10 @@ def compile(  # noqa: A001
     gpu = require_gpu(options.target)
     trt = require_tensorrt()
     typed = is_strongly_typed(trt)
-    asked = bundle.graph(precision)
-    # Weak typing takes the precision from flags and layers, and so the graph that has none in it.
-    source = asked if typed else bundle.graph("fp32")
+    key = (TYPED if typed else WEAK)[precision]
+    source = bundle.graph(key)
+    # What stays FP32, and the types of inputs and outputs, were decided with the FP16 graph.
+    asked = bundle.graph(precision) if precision == "fp16" else source
     if not typed:
         _require_readable(source)
     inputs, outputs = _typed(bundle, asked)
@@ -85,7 +101,7 @@ def compile(  # noqa: A001
     record = EngineRecord(
         backend="tensorrt",
         precision=precision,
-        graph=precision,
+        graph=precision if precision == "fp16" else key,
         variant=_variant(gpu, trt.__version__),
         environment=_environment(gpu, built, options),
         profiles=[profile.to_json() for profile in profiles],
@@ -199,12 +215,20 @@ def _mismatch(record: EngineRecord, gpu: Gpu, version: str) -> str | None:
             f"{made_on['compute_capability']}; the GPU here is {gpu.name}, compute capability "
             f"{gpu.compute_capability}"
         )
-    if not made_on["version_compatible"] and version != made_on["tensorrt"]:
+    built_by, kind = made_on["tensorrt"], made_on["version_compatible"]
+    if kind == "embedded" and _numbers(version) < _numbers(built_by):
         return (
-            f"{record.name} was built by TensorRT {made_on['tensorrt']}; TensorRT {version} is "
-            "installed here"
+            f"{record.name} was built by TensorRT {built_by} and runs on newer ones; TensorRT "
+            f"{version} is installed here"
         )
+    if kind != "embedded" and version != built_by:
+        what = "TensorRT's lean runtime" if kind == "lean" else "TensorRT"
+        return f"{record.name} was built by TensorRT {built_by}; {what} {version} is installed here"
     return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _environment(gpu: Gpu, built: BuiltPlan, options: CompileOptions) -> dict[str, Any]:
@@ -241,5 +265,11 @@ def _compare_with_fp32(bundle: Bundle, record: EngineRecord) -> None:
         for bucket in record.buckets
         if (key := (bucket["edge"], bucket["batch"])) in fp32
     ]
-    if ratios:
-        record.proof["time_ratio"] = sum(ratios) / len(ratios)
+    if not ratios:
+        return
+    ratio = record.proof["time_ratio"] = sum(ratios) / len(ratios)
+    if record.proof["gemm_share"] is None and ratio > SLOW:
+        record.environment["notes"].append(
+            f"TensorRT hides this plan's layers, and it takes {ratio:.2f} of the FP32 engine's "
+            f"time: nothing shows that it computes in {record.precision}"
+        )

@@ -28,6 +28,7 @@ HEAVY = {
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "pyarrow",
     "safetensors",
     "tensorrt",
     "tokenizers",

@@ -6,13 +6,15 @@ Stages do not call each other; they meet here and in the bundle's files.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attn_export.bucketing import BucketOptions
 from attn_export.bundle import (
     CACHE,
+    REPORTS,
     Bundle,
     disk_errors,
     extended,
@@ -22,11 +24,14 @@ from attn_export.bundle import (
 )
 from attn_export.engines.session import CompileOptions
 from attn_export.errors import GateFailed, HostError, MissingPackage, UsageError
+from attn_export.int8 import Int8Options, quantize, require_data, study
+from attn_export.manifest import Manifest
 from attn_export.portable import Fp16Options, Say, require_export, write_portable
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.oracle import ReferenceKind
     from attn_export.benchmarks.parity import ParityReport
+    from attn_export.benchmarks.sensitivity_report import SensitivityReport
     from attn_export.benchmarks.tolerances import Tolerances
     from attn_export.exporter.attention import Lowering
     from attn_export.exporter.source import ModelSource
@@ -41,6 +46,7 @@ class BuildPlan:
     buckets: BucketOptions = field(default_factory=BucketOptions)
     fp16: Fp16Options | None = None
     backend: str = "auto"
+    int8: Int8Options | None = None
     options: CompileOptions = field(default_factory=CompileOptions)
     tolerances: Tolerances | None = None
     command: str = ""
@@ -61,6 +67,8 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
     from attn_export.benchmarks.report_file import write_report
 
     require_export()
+    if plan.int8 is not None:
+        require_data(plan.int8)
     name = resolve_backend(plan.backend, plan.options)
     elsewhere = _elsewhere(name, plan.options)
     if elsewhere is not None:
@@ -70,9 +78,9 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
             f"'attn-export compile {directory}'"
         )
     with staged(directory) as staging:
-        bundle = _write_portable(plan, staging, say)
+        bundle = _write_portable(plan, staging, directory / CACHE, say)
         options = replace(plan.options, cache=directory / CACHE, say=say)
-        report = _compile_and_prove(bundle, name, options, plan.tolerances)
+        report = compile_and_prove(bundle, name, options, plan.tolerances)
         write_report(bundle, "parity", report)
         write_manifest(staging, bundle.manifest)
     return report
@@ -86,10 +94,11 @@ def portable_bundle(plan: BuildPlan, directory: Path, *, say: Say) -> None:
     """
     require_export()
     with staged(directory) as staging:
-        write_manifest(staging, _write_portable(plan, staging, say).manifest)
+        bundle = _write_portable(plan, staging, directory / CACHE, say)
+        write_manifest(staging, bundle.manifest)
 
 
-def _write_portable(plan: BuildPlan, staging: Path, say: Say) -> Bundle:
+def _write_portable(plan: BuildPlan, staging: Path, cache: Path, say: Say) -> Bundle:
     manifest = write_portable(
         plan.source,
         staging,
@@ -99,7 +108,74 @@ def _write_portable(plan: BuildPlan, staging: Path, say: Say) -> Bundle:
         command=plan.command,
         say=say,
     )
-    return Bundle(staging, manifest)
+    bundle = Bundle(staging, manifest)
+    if plan.int8 is not None:
+        quantize(bundle, replace(plan.int8, say=say), fp16=plan.fp16, cache=cache)
+    return bundle
+
+
+def calibrate_bundle(directory: Path, options: Int8Options) -> Manifest:
+    """Add INT8 graphs to a bundle, or make them anew; its INT8 engines go with the old ones.
+
+    Raises:
+        AttnExportError: of the class that the failing step documents; nothing is written then.
+    """
+    with extended(directory) as bundle:
+        manifest = bundle.manifest
+        fp16 = manifest.graphs.get("fp16")
+        kept = Fp16Options(fp16_io=fp16.fp16_io) if fp16 else None
+        _forget_int8(bundle)
+        quantize(bundle, options, fp16=kept, cache=directory / CACHE)
+    return manifest
+
+
+def study_bundle(directory: Path, options: Int8Options) -> tuple[SensitivityReport, list[str]]:
+    """Measure INT8's cost by layer and role, and write table data, plot and exclude list.
+
+    Returns:
+        The report, and a line for each file that was written or could not be.
+
+    Raises:
+        AttnExportError: of the class that the failing step documents.
+    """
+    from attn_export.benchmarks.report_file import write_report
+    from attn_export.benchmarks.sensitivity_plot import plot_sensitivity
+    from attn_export.benchmarks.sensitivity_report import write_excludes
+
+    bundle = Bundle.open(directory)
+    bundle.verify_graph(bundle.graph("fp32"))
+    report = study(bundle, options, cache=directory / CACHE)
+    write_report(bundle, "sensitivity", report)
+    folder = directory / REPORTS
+    excludes, plot = folder / "int8-exclude.txt", folder / "sensitivity.png"
+    write_excludes(report, excludes)
+    said = [f"{excludes}: for 'attn-export calibrate {directory} --int8-exclude @{excludes}'"]
+    try:
+        plot_sensitivity(report, plot)
+        said.append(f"{plot}: the plot")
+    except MissingPackage as error:
+        said.append(f"no plot: {error}")
+    return report, said
+
+
+def _forget_int8(bundle: Bundle) -> None:
+    """Take the INT8 graphs and their engines out of a staged bundle.
+
+    The staged files are second names of the bundle's own: they must go before others are written.
+    """
+    manifest = bundle.manifest
+    graphs = {key: graph for key, graph in manifest.graphs.items() if graph.quantization}
+    engines = [name for name, engine in manifest.engines.items() if engine.graph in graphs]
+    old = [record for graph in graphs.values() for record in graph.files]
+    old += [record for name in engines for record in manifest.engines[name].files]
+    old += [manifest.calibration] if manifest.calibration else []
+    for record in old:
+        (bundle.directory / record.file).unlink(missing_ok=True)
+    for name in engines:
+        del manifest.engines[name]
+    for key in graphs:
+        del manifest.graphs[key]
+    manifest.calibration = None
 
 
 def compile_bundle(
@@ -133,7 +209,7 @@ def compile_bundle(
         )
     with extended(directory) as bundle:
         options = replace(options, cache=directory / CACHE, say=say)
-        report = _compile_and_prove(bundle, name, options, tolerances)
+        report = compile_and_prove(bundle, name, options, tolerances)
         write_report(bundle, "parity", report)
     return report
 
@@ -174,6 +250,37 @@ def parity(
         return report, f"the verdict is not recorded in the bundle: {error}"
     write_report(bundle, "parity", report)
     return report, None
+
+
+def require_worth(directory: Path, *, speed_gate: bool = True) -> None:
+    """The gates on a bundle's INT8 engines: near enough to FP32, and faster than what they replace.
+
+    Raises:
+        GateFailed: if one is not.
+        Inconclusive: if the noise hides which is faster.
+    """
+    from attn_export.benchmarks.race import require_faster
+    from attn_export.benchmarks.stats import Interval
+
+    manifest = Bundle.open(directory).manifest
+    for engine in manifest.engines.values():
+        quantization = manifest.graphs[engine.graph].quantization
+        if quantization.get("accepted") is False:
+            raise GateFailed(
+                f"{engine.name} is not near enough to FP32 on the data "
+                f"({_said(quantization['accuracy'])}); calibrate with more or other data, exclude "
+                "layers ('attn-export calibrate --sensitivity' finds them), or ask for less with "
+                "--min-agreement or --min-cosine"
+            )
+        if engine.race and speed_gate:
+            found = Interval(**{key: engine.race[key] for key in ("median", "low", "high")})
+            require_faster(found, candidate=engine.name, rival=engine.race["rival"])
+
+
+def _said(accuracy: list[dict[str, Any]]) -> str:
+    labels = [f"{item['labels']:.2%} equal labels, " if item["labels"] else "" for item in accuracy]
+    pairs = zip(labels, accuracy, strict=True)
+    return "; ".join(f"{item['output']}: {text}cosine {item['cosine']:.4f}" for text, item in pairs)
 
 
 def require_parity(report: ParityReport) -> None:
@@ -219,15 +326,16 @@ def _elsewhere(name: str, options: CompileOptions) -> HostError | None:
     return None
 
 
-def _compile_and_prove(
+def compile_and_prove(
     bundle: Bundle, name: str, options: CompileOptions, tolerances: Tolerances | None
 ) -> ParityReport:
+    """Make a backend's engines of a staged bundle's graphs, prove them, and race INT8."""
     from attn_export.benchmarks.parity import run_parity, summary
     from attn_export.engines.session import backend
 
     module = backend(name)
     made = []
-    for precision in bundle.manifest.graphs:
+    for precision in module.graphs(bundle, options):
         options.say(f"compiling {precision} for {name}")
         record = module.compile(bundle, precision, options)
         bundle.manifest.engines[record.name] = record
@@ -237,4 +345,35 @@ def _compile_and_prove(
     report = run_parity(bundle, engines=made, tolerances=tolerances, allow_host_code=True)
     for result in report.engines:
         bundle.manifest.engines[result.engine].parity = summary(report, result.engine)
+    for engine in made:
+        _race(bundle, engine, options.say)
     return report
+
+
+def _race(bundle: Bundle, name: str, say: Say) -> None:
+    """Let an INT8 engine run against the one that it replaces: FP16 on a GPU, FP32 on a CPU."""
+    from attn_export.benchmarks.judge import runs_on_cpu
+    from attn_export.benchmarks.race import race
+    from attn_export.benchmarks.workload import Workload, synthetic_sequences
+    from attn_export.engines.engine import Engine
+    from attn_export.engines.session import LoadOptions, backend
+
+    manifest = bundle.manifest
+    record = manifest.engines[name]
+    if record.precision != "int8":
+        return
+    wanted = "fp32" if runs_on_cpu(record) or "fp16" not in manifest.graphs else "fp16"
+    rival = replace(record, precision=wanted).name
+    if rival not in manifest.engines:
+        return
+    say(f"racing {name} against {rival}")
+    sequences = synthetic_sequences(manifest.inputs, manifest.max_length)
+    requests = Workload(manifest.inputs, sequences).raw
+    with ExitStack() as stack:
+        pair = []
+        for engine in (record, manifest.engines[rival]):
+            options = LoadOptions(allow_host_code=True)
+            session = backend(engine.backend).load(bundle, engine, options)
+            pair.append(stack.enter_context(Engine(session, engine, check_ids=False)))
+        found = race(pair[0], pair[1], requests)
+    record.race = {"rival": rival, **asdict(found)}

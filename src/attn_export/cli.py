@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 import attn_export
 from attn_export.console import Steps
+from attn_export.errors import GateFailed
 from attn_export.exporter.tensorrt_importers import VERSIONS
 from attn_export.options import (
     PATH,
@@ -21,15 +23,19 @@ from attn_export.options import (
     data_options,
     engine_options,
     host_code_option,
+    int8_options,
+    int8_options_of,
     json_option,
     model_options,
     model_source,
+    speed_gate_option,
     tolerance_options,
 )
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.parity import ParityReport
     from attn_export.benchmarks.tolerances import Tolerances
+    from attn_export.int8 import Int8Options
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,6 +84,7 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
 @model_options
 @click.option("-o", "--output", type=PATH, help="Bundle directory [NAME-bundle].")
 @click.option("--fp16", is_flag=True, help="Add the FP16 graph and engine.")
+@click.option("--int8", is_flag=True, help="Add the INT8 graphs and engine; needs --data.")
 @click.option("--fp16-io", is_flag=True, help="FP16 inputs and outputs too.")
 @click.option("--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay FP32.")
 @click.option("--op-types-to-exclude", multiple=True, metavar="OP", help="Operators that do.")
@@ -85,6 +92,8 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
     "--buckets", type=click.IntRange(min=1), default=6, show_default=True, help="Length buckets."
 )
 @data_options
+@int8_options
+@speed_gate_option
 @backend_option("auto")
 @engine_options
 @tolerance_options
@@ -93,12 +102,14 @@ def build(  # noqa: PLR0917
     model: str,
     output: Path | None,
     fp16: bool,
+    int8: bool,
     fp16_io: bool,
     nodes_to_exclude: tuple[str, ...],
     op_types_to_exclude: tuple[str, ...],
     buckets: int,
     data: Path | None,
     tokenizer: Path | None,
+    speed_gate: bool,
     backend: str,
     atol: tuple[str, ...],
     rtol: tuple[str, ...],
@@ -110,7 +121,8 @@ def build(  # noqa: PLR0917
     \b
     Examples:
         attn-export build --fp16
-        attn-export build --fp16 gqa --kv-heads 4 --data requests.jsonl -o gqa
+        attn-export build --fp16 --int8 --data requests.jsonl
+        attn-export build --fp16 gqa --kv-heads 4 -o gqa
         attn-export build --fp16 model.py:make --max-length 128
     """
     from attn_export import build as builder
@@ -141,6 +153,7 @@ def build(  # noqa: PLR0917
         )
         if fp16
         else None,
+        int8=int8_options_of(values, data, tokenizer) if int8 else None,
         backend=backend,
         options=options,
         tolerances=_tolerances(atol, rtol),
@@ -151,17 +164,20 @@ def build(  # noqa: PLR0917
     _print_parity(report, as_json)
     click.echo(f"bundle: {directory} (attn-export inspect {directory})", err=as_json)
     builder.require_parity(report)
+    builder.require_worth(directory, speed_gate=speed_gate)
 
 
 @main.command("compile")
 @bundle_argument
 @backend_option("tensorrt")
 @engine_options
+@speed_gate_option
 @tolerance_options
 @json_option
-def compile_(
+def compile_(  # noqa: PLR0917
     directory: Path,
     backend: str,
+    speed_gate: bool,
     atol: tuple[str, ...],
     rtol: tuple[str, ...],
     as_json: bool,
@@ -187,6 +203,74 @@ def compile_(
         )
     _print_parity(report, as_json)
     builder.require_parity(report)
+    builder.require_worth(directory, speed_gate=speed_gate)
+
+
+@main.command()
+@bundle_argument
+@data_options
+@int8_options
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Only measure what INT8 costs by layer and role, and what to exclude.",
+)
+@json_option
+def calibrate(
+    directory: Path,
+    data: Path | None,
+    tokenizer: Path | None,
+    sensitivity: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Add INT8 graphs to the bundle DIR: ranges from real requests, accuracy on the same.
+
+    \b
+    Examples:
+        attn-export calibrate mqa-bundle --data requests.jsonl
+        attn-export compile mqa-bundle --backend onnxruntime
+        attn-export calibrate mqa-bundle --data requests.jsonl --sensitivity
+    """
+    from attn_export import build as builder
+    from attn_export import inspection, int8
+
+    options = int8_options_of(values, data, tokenizer)
+    if sensitivity:
+        _study(directory, options, as_json)
+        return
+    with Steps() as say:
+        manifest = builder.calibrate_bundle(directory, replace(options, say=say))
+    graphs = {k: g.quantization for k, g in manifest.graphs.items() if g.quantization}
+    if as_json:
+        _print_json(graphs)
+    else:
+        _print_lines(inspection.quantization_lines(graphs))
+    int8.require_accurate(manifest, graphs, options)
+
+
+@main.command()
+@bundle_argument
+@tolerance_options
+@json_option
+def diagnose(directory: Path, atol: tuple[str, ...], rtol: tuple[str, ...], as_json: bool) -> None:
+    """Name what breaks FP16 in the bundle DIR, keep it in FP32, and rewrite the FP16 graph.
+
+    \b
+    Example:
+        attn-export diagnose mqa-bundle
+    """
+    from attn_export.diagnose import diagnose_bundle
+
+    with Steps() as say:
+        found, fault = diagnose_bundle(directory, tolerances=_tolerances(atol, rtol), say=say)
+    if as_json:
+        _print_json({"fp16": found.to_json(), "int8": fault.to_json() if fault else None})
+    else:
+        _print_lines(found.lines())
+        _print_lines([f"INT8: {fault}"] if fault else [])
+    if not found.passed:
+        raise GateFailed(f"FP16 does not hold in {directory}: {found.reason}")
 
 
 @main.command()
@@ -347,6 +431,20 @@ def _inspect_for(path: Path, version: str, as_json: bool) -> None:
     verdict = inspection.require_fit(findings, path, version)
     if not as_json:
         click.echo(verdict)
+
+
+def _study(directory: Path, options: Int8Options, as_json: bool) -> None:
+    from attn_export import build as builder
+    from attn_export.benchmarks.sensitivity_report import render_sensitivity
+
+    with Steps() as say:
+        report, files = builder.study_bundle(directory, replace(options, say=say))
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_rich(render_sensitivity(report))
+    for line in files:
+        click.echo(line, err=as_json)
 
 
 def _tolerances(atol: tuple[str, ...], rtol: tuple[str, ...]) -> Tolerances:

@@ -87,6 +87,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         for reason, names in graph["keep_fp32"].items():
             yield f"  FP32 islands ({reason}): {_few(names)}"
         yield from (f"  note: {warning}" for warning in graph["warnings"])
+        if graph["quantization"]:
+            yield from (f"  {line}" for line in _quantization(graph["quantization"]))
     for name, engine in facts["engines"].items():
         yield f"\nengine {name}: {_verdict(engine['parity'])}"
         made_on = {key: _plain(value) for key, value in engine["environment"].items() if value}
@@ -95,8 +97,45 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"  profile {_pairs({axis: _spaced(sizes) for axis, sizes in profile.items()})}"
         for bucket in engine["buckets"]:
             yield f"  bucket {_pairs(bucket)}"
+        if engine["race"]:
+            race = engine["race"]
+            yield (
+                f"  {race['median']:.2f} [{race['low']:.2f}, {race['high']:.2f}] times as fast as "
+                f"{race['rival']}"
+            )
         if engine["proof"]:
             yield from (f"  {line}" for line in layer_proof.lines(engine["proof"]))
+
+
+def quantization_lines(graphs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What calibration made, by graph."""
+    for key, facts in graphs.items():
+        yield f"{key}:"
+        yield from (f"  {line}" for line in _quantization(facts))
+
+
+def _quantization(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Where the ranges came from, and how near the graph is to FP32."""
+    yield (
+        f"{facts['requests']} of {facts['seen']} requests of {facts['data']}, "
+        f"ranges by {facts['method']}; accuracy on {facts['evaluated']}"
+    )
+    for item in facts["accuracy"]:
+        labels = "" if item["labels"] is None else f"{item['labels']:.2%} equal labels, "
+        noise = "" if item["sqnr_db"] is None else f", SQNR {item['sqnr_db']:.1f} dB"
+        yield (
+            f"{item['output']}: {labels}mean cosine {item['cosine']:.5f}, "
+            f"least {item['least_cosine']:.5f}{noise}"
+            + ("" if facts["accepted"] else "; NOT near enough to FP32")
+        )
+    for kind, tried in facts.get("tried", {}).items():
+        chosen = "chosen" if kind == facts["kind"] else "not chosen"
+        cosine = min(item["cosine"] for item in tried["accuracy"])
+        near = "" if tried["near"] else ", not near enough"
+        yield f"{kind}: {tried['ms']:.0f} ms for these, cosine {cosine:.5f}{near}: {chosen}"
+    if facts.get("left"):
+        yield f"products left as they are: {_few(facts['left'])}"
+    yield from (f"note: {note}" for note in facts["notes"][:4])
 
 
 def _bundle_lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -33,6 +33,7 @@ class GraphRecord:
         keep_fp32: names of the nodes that stay FP32, by role.
         fp16_io: float inputs and outputs are FP16 in this graph.
         lint: TensorRT versions that cannot read this graph, each with the reasons.
+        quantization: where an INT8 graph's ranges came from, what was quantized and how well.
     """
 
     precision: str
@@ -43,6 +44,7 @@ class GraphRecord:
     warnings: list[str] = field(default_factory=list)
     fp16_io: bool = False
     lint: dict[str, list[str]] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -66,6 +68,7 @@ class EngineRecord:
         profiles: what it takes: least, optimal and largest ``"batch"`` and ``"sequence"``.
         proof: which layers run in which precision, where the backend can tell.
         parity: the verdict on these very bytes: ``passed``, their sha256, the numbers.
+        race: of an INT8 engine, how many times as fast it is as the ``"rival"`` it replaces.
     """
 
     backend: str
@@ -78,6 +81,7 @@ class EngineRecord:
     buckets: list[dict[str, Any]] = field(default_factory=list)
     proof: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
+    race: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +100,7 @@ class Manifest:
     graphs: dict[str, GraphRecord]
     engines: dict[str, EngineRecord] = field(default_factory=dict)
     reference: FileRecord | None = None
+    calibration: FileRecord | None = None
     tool: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     schema_version: int = SCHEMA_VERSION
@@ -110,8 +115,10 @@ class Manifest:
         return engine.files[0] if engine.files else self.graphs[engine.graph].files[0]
 
     def passed(self, engine: EngineRecord) -> bool:
-        """Whether parity passed on the very bytes that the engine runs."""
-        verdict = engine.parity or {}
+        """Whether parity passed on the very bytes that it runs, and INT8 is near enough to FP32."""
+        verdict, graph = engine.parity or {}, self.graphs.get(engine.graph)
+        if graph is not None and graph.quantization.get("accepted") is False:
+            return False
         return bool(verdict.get("passed")) and verdict.get("sha256") == self.shipped(engine).sha256
 
     @property
@@ -120,7 +127,7 @@ class Manifest:
         found = [record for graph in self.graphs.values() for record in graph.files]
         found += [graph.twin for graph in self.graphs.values() if graph.twin]
         found += [record for engine in self.engines.values() for record in engine.files]
-        return [*found, self.reference] if self.reference else found
+        return found + [record for record in (self.reference, self.calibration) if record]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as it stands in the file."""
@@ -153,6 +160,7 @@ class Manifest:
                     "graphs": {k: _graph_record(v) for k, v in data["graphs"].items()},
                     "engines": {k: _engine_record(v) for k, v in data["engines"].items()},
                     "reference": _optional_record(data["reference"]),
+                    "calibration": _optional_record(data.get("calibration")),
                 }
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from attn_export.errors import AttnExportError
+from attn_export.errors import AttnExportError, UsageError
 
 if TYPE_CHECKING:
     from attn_export.engines.session import CompileOptions
     from attn_export.exporter.source import ModelSource
+    from attn_export.int8 import Int8Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -35,7 +37,8 @@ FOREIGN = {
     "--excludeLeanRuntime": "--version-compatible lean",
     "--hardwareCompatibilityLevel": "--same-compute-capability",
     "--stronglyTyped": "nothing (the precision is in the graph)",
-    "--precision": "--fp16",
+    "--precision": "--fp16 or --int8",
+    "--calib": "--data (the bundle keeps the ranges)",
     "--fp32-layers": "--nodes-to-exclude",
     "--layerPrecisions": "--nodes-to-exclude",
     "--keep-io-types": "nothing (inputs and outputs stay FP32 unless --fp16-io)",
@@ -125,7 +128,11 @@ tolerance_options = _together(
 )
 
 data_options = _together(
-    click.option("--data", type=PATH, help="Requests: .jsonl, .txt or .npz."),
+    click.option(
+        "--data",
+        type=PATH,
+        help="Requests: .jsonl, .csv, .parquet, .txt, .npz, a datasets directory, module:function.",
+    ),
     click.option("--tokenizer", type=PATH, help="tokenizer.json, for texts."),
 )
 
@@ -184,6 +191,58 @@ engine_options = _together(
         show_default=True,
         help="Least share of the GEMM layers in FP16 or INT8.",
     ),
+)
+
+int8_options = _together(
+    click.option(
+        "--calibration-samples",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Requests of --data that the ranges come from.",
+    ),
+    click.option(
+        "--calibration-method",
+        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+        default="percentile",
+        show_default=True,
+        help="How a range is chosen from what was seen.",
+    ),
+    click.option(
+        "--int8-exclude",
+        multiple=True,
+        metavar="REGEX|@FILE",
+        help="Nodes that stay as they are; a file has one a line.",
+    ),
+    click.option("--int8-residuals", is_flag=True, help="Residual adds and GEMM outputs too."),
+    click.option("--int8-attention", is_flag=True, help="The attention's own products too."),
+    click.option(
+        "--smooth-quant",
+        type=click.FloatRange(0, 1),
+        metavar="ALPHA",
+        help="Move outliers from norms into the weights (SmoothQuant; 0.5 is usual).",
+    ),
+    click.option("--skip-bad-rows", is_flag=True, help="Leave broken rows of --data out."),
+    click.option(
+        "--allow-synthetic", is_flag=True, help="Calibrate on random ids; they say little."
+    ),
+    click.option(
+        "--min-agreement",
+        type=click.FloatRange(0, 1),
+        default=0.99,
+        show_default=True,
+        help="Least share of labels equal to FP32's.",
+    ),
+    click.option(
+        "--min-cosine", type=click.FloatRange(0, 1), help="Ask for this mean cosine instead."
+    ),
+)
+
+speed_gate_option = click.option(
+    "--speed-gate/--no-speed-gate",
+    default=True,
+    show_default=True,
+    help="An INT8 engine must be faster than the one it replaces.",
 )
 
 host_code_option = click.option(
@@ -247,6 +306,45 @@ def compile_options(values: dict[str, Any]) -> CompileOptions:
         timeout_s=values["timeout"],
         least_fp16_share=values["min_fp16_share"],
     )
+
+
+def int8_options_of(
+    values: dict[str, Any], data: Path | None, tokenizer: Path | None
+) -> Int8Options:
+    """What :data:`int8_options` and ``--data`` say.
+
+    Raises:
+        UsageError: if a file of node names cannot be read, or a name is no regular expression.
+    """
+    from attn_export.int8 import Int8Options
+
+    return Int8Options(
+        data=str(data) if data else None,
+        tokenizer=tokenizer,
+        samples=values["calibration_samples"],
+        skip_bad_rows=values["skip_bad_rows"],
+        method=values["calibration_method"],
+        exclude=tuple(_expressions(values["int8_exclude"])),
+        residuals=values["int8_residuals"],
+        attention=values["int8_attention"],
+        smooth=values["smooth_quant"],
+        allow_synthetic=values["allow_synthetic"],
+        min_agreement=values["min_agreement"],
+        min_cosine=values["min_cosine"],
+    )
+
+
+def _expressions(given: tuple[str, ...]) -> Iterator[str]:
+    """Regular expressions as they are, and the node names of files, which mean themselves."""
+    for text in given:
+        if not text.startswith("@"):
+            yield text
+            continue
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--int8-exclude {text}: the file cannot be read: {error}") from error
+        yield from (re.escape(line.strip()) for line in lines if line.strip())
 
 
 def command_line() -> str:

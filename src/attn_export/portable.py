@@ -121,10 +121,10 @@ def write_portable(
     say("exporting to ONNX")
     metadata = _metadata(model, lowering)
     outputs = export_graph(model, graph, lowering=lowering, metadata=metadata)
-    graphs = {"fp32": _graph_record(graph, "fp32")}
+    graphs = {"fp32": graph_record(graph, "fp32")}
     if fp16 is not None:
         say("typing the graph to FP16")
-        graphs["fp16"] = _write_fp16(fp16, graph, staging)
+        graphs["fp16"] = write_fp16(fp16, graph, staging)
     return Manifest(
         model=model_facts,
         inputs=list(model.inputs),
@@ -148,7 +148,13 @@ def _eager_matrix(
     return cases, [run_case(model, case) for case in cases]
 
 
-def _write_fp16(options: Fp16Options, graph: Path, staging: Path) -> GraphRecord:
+def write_fp16(options: Fp16Options, graph: Path, staging: Path) -> GraphRecord:
+    """Type an FP32 graph, and write it with its rounding twin.
+
+    Raises:
+        UsageError: if an exclusion matches nothing.
+        BuildFailed: if nothing is left to be FP16.
+    """
     from attn_export.exporter.export import write_checked
     from attn_export.exporter.fp16 import to_fp16
     from attn_export.exporter.graph_file import read_graph
@@ -161,14 +167,15 @@ def _write_fp16(options: Fp16Options, graph: Path, staging: Path) -> GraphRecord
     casts = to_fp16(model, keep, fp16_io=options.fp16_io)
     places = write_checked(model, staging / FP16_GRAPH)
     write_twin(staging / FP16_GRAPH, places, staging / FP16_TWIN)
-    record = _graph_record(staging / FP16_GRAPH, "fp16")
+    record = graph_record(staging / FP16_GRAPH, "fp16")
     record.twin = file_record(staging / FP16_TWIN, root=staging)
     record.keep_fp32, record.warnings, record.fp16_io = keep, warnings, options.fp16_io
     record.summary["casts_inserted"] = casts
     return record
 
 
-def _graph_record(path: Path, precision: str) -> GraphRecord:
+def graph_record(path: Path, precision: str) -> GraphRecord:
+    """Describe a graph file; external data stands beside it."""
     from attn_export.exporter.graph_file import read_graph
     from attn_export.exporter.lint import unreadable_by
     from attn_export.exporter.summary import summarise
