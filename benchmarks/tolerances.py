@@ -11,8 +11,10 @@ from attn_export.errors import UsageError
 PRESETS = {"fp32": 1e-4, "fp16": 5e-3}
 CEILINGS = {"fp16": 1e-2}
 # Eight bits leave an error in every value that no elementwise bound would allow and that no label
-# turns on; all values together must still point the same way. 0.99 is an SQNR of 17 dB.
-COSINES = {"int8": 0.99}
+# turns on. All values together must still point the same way, on random ids and lengths that no
+# data had: 0.95 shows that the engine is the model. How near it is on real requests is INT8's own
+# gate.
+COSINES = {"int8": 0.95}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Tolerances:
 
     ``|candidate - reference| <= atol + rtol * |reference|`` is allowed. What is not given is
     the preset of the engine's precision: 1e-4 for fp32, 5e-3 for fp16, both atol and rtol; for
-    int8 the cosine of all values is asked for instead, at least 0.99.
+    int8 the cosine of all values is asked for instead, at least 0.95.
     """
 
     atol: Mapping[str, float] = field(default_factory=dict)

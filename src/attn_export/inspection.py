@@ -121,21 +121,25 @@ def _quantization(facts: Mapping[str, Any]) -> Iterator[str]:
         f"ranges by {facts['method']}; accuracy on {facts['evaluated']}"
     )
     for item in facts["accuracy"]:
-        labels = "" if item["labels"] is None else f"{item['labels']:.2%} equal labels, "
         noise = "" if item["sqnr_db"] is None else f", SQNR {item['sqnr_db']:.1f} dB"
         yield (
-            f"{item['output']}: {labels}mean cosine {item['cosine']:.5f}, "
-            f"least {item['least_cosine']:.5f}{noise}"
+            f"{item['output']}: {_nearness(item)}, least {item['least_cosine']:.5f}{noise}"
             + ("" if facts["accepted"] else "; NOT near enough to FP32")
         )
     for kind, tried in facts.get("tried", {}).items():
         chosen = "chosen" if kind == facts["kind"] else "not chosen"
-        cosine = min(item["cosine"] for item in tried["accuracy"])
         near = "" if tried["near"] else ", not near enough"
-        yield f"{kind}: {tried['ms']:.0f} ms for these, cosine {cosine:.5f}{near}: {chosen}"
+        how = "; ".join(_nearness(item) for item in tried["accuracy"])
+        yield f"{kind}: {tried['ms']:.0f} ms for these, {how}{near}: {chosen}"
     if facts.get("left"):
         yield f"products left as they are: {_few(facts['left'])}"
     yield from (f"note: {note}" for note in facts["notes"][:4])
+
+
+def _nearness(accuracy: Mapping[str, Any]) -> str:
+    labels = accuracy["labels"]
+    shown = "" if labels is None else f"{labels:.2%} equal labels, "
+    return f"{shown}mean cosine {accuracy['cosine']:.5f}"
 
 
 def _bundle_lines(facts: Mapping[str, Any]) -> Iterator[str]:

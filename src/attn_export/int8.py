@@ -5,6 +5,7 @@ Calibration and export meet here in files; both halves know nothing of each othe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from attn_export.benchmarks.sensitivity_report import SensitivityReport
     from attn_export.calibration.activation_statistics import Statistics
     from attn_export.calibration.placement import Placement
+    from attn_export.calibration.qdq import QdqSummary
     from attn_export.calibration.ranges import Ranges
     from attn_export.calibration.sampling import Sample
 
@@ -41,6 +43,7 @@ INT8_FP16_GRAPH = "model.int8-fp16.onnx"
 INT8_CPU_GRAPH = "model.int8-cpu.onnx"
 RANGES = "calibration.json"
 BATCH_TOKENS = 2048
+AUTO = ("percentile", "mse", "minmax")  # entropy takes its time and was never the nearest
 EVALUATED = 2000  # requests that accuracy is measured on, where there are as many
 
 
@@ -51,7 +54,8 @@ class Int8Options:
     Args:
         data: requests; see ``calibration.data.stream_requests`` for the formats.
         samples: how many are calibrated with, drawn by length.
-        method: ``"minmax"``, ``"percentile"``, ``"entropy"`` or ``"mse"``.
+        method: ``"minmax"``, ``"percentile"``, ``"entropy"`` or ``"mse"``; ``"auto"`` tries some
+            of them and takes the one that is nearest to FP32.
         exclude: regular expressions; these nodes stay as they are.
         residuals, attention: quantize these too.
         smooth: SmoothQuant's alpha, or None.
@@ -66,7 +70,7 @@ class Int8Options:
     samples: int = 512
     seed: int = 0
     skip_bad_rows: bool = False
-    method: str = "percentile"
+    method: str = "auto"
     exclude: tuple[str, ...] = ()
     residuals: bool = False
     attention: bool = False
@@ -227,6 +231,21 @@ def _fewer(bundle: Bundle, options: Int8Options, sample: Sample) -> Sample:
     )
 
 
+@dataclass(frozen=True)
+class _Symmetric:
+    """A Q/DQ graph with one method's ranges."""
+
+    path: Path
+    ranges: Ranges
+    summary: QdqSummary
+    accuracy: list[dict[str, Any]]
+
+    @property
+    def worth(self) -> float:
+        """Its worst output's signal to quantization noise."""
+        return min(item["sqnr_db"] or -math.inf for item in self.accuracy)
+
+
 class _Work:
     """One calibration: what its steps hand on.
 
@@ -268,8 +287,10 @@ class _Work:
             ),
         )
         self._statistics_of_all = self._statistics(self._placement.activations)
-        self._say(f"choosing ranges by {options.method}")
-        self.ranges = self._statistics_of_all.ranges(options.method)
+        self.ranges = self._statistics_of_all.ranges(self._methods()[0])
+
+    def _methods(self) -> tuple[str, ...]:
+        return AUTO if self._options.method == "auto" else (self._options.method,)
 
     def collect_moments(self) -> None:
         """See in which directions the activations lie, so that weights are rounded for them."""
@@ -287,19 +308,35 @@ class _Work:
         self._moments = second_moments(self.graph, sorted(activations & read), self._batches())
 
     def write_symmetric(self) -> GraphRecord:
-        """Q/DQ with FP32 around it, for TensorRT 8.6."""
-        from attn_export.calibration.qdq import write_qdq
-
-        self._say("writing the Q/DQ graph")
+        """Q/DQ with FP32 around it, for TensorRT 8.6, with the ranges that serve it best."""
+        tried: dict[str, _Symmetric] = {}
+        for method in self._methods():
+            self._say(f"writing the Q/DQ graph with ranges by {method}")
+            tried[method] = self._try_ranges(method)
+        chosen = max(tried, key=lambda method: tried[method].worth)
+        best = tried[chosen]
+        self.ranges = best.ranges
         path = self._bundle.directory / INT8_GRAPH
-        summary = write_qdq(self.graph, self.ranges, self._placement, path, moments=self._moments)
+        best.path.replace(path)
         record = graph_record(path, "int8")
         fp16 = self._bundle.manifest.graphs.get("fp16")
         record.keep_fp32 = fp16.keep_fp32 if fp16 else {}
-        record.quantization = {"gemms": len(summary.gemms), "left": list(summary.left)}
-        record.quantization["accuracy"] = self._accuracy(path)
-        self._notes += summary.notes
+        record.quantization = {
+            "gemms": len(best.summary.gemms),
+            "left": list(best.summary.left),
+            "accuracy": best.accuracy,
+            "methods": {method: one.accuracy for method, one in tried.items()},
+        }
+        self._notes += best.summary.notes
         return record
+
+    def _try_ranges(self, method: str) -> _Symmetric:
+        from attn_export.calibration.qdq import write_qdq
+
+        ranges = self._statistics_of_all.ranges(method)
+        path = self._folder / f"{method}.onnx"
+        summary = write_qdq(self.graph, ranges, self._placement, path, moments=self._moments)
+        return _Symmetric(path, ranges, summary, self._accuracy(path))
 
     def write_with_fp16(self, fp16: Fp16Options) -> GraphRecord:
         """Q/DQ with FP16 around it, for TensorRT 10 and 11."""
@@ -389,7 +426,7 @@ class _Work:
             "evaluated": len(sample.requests),
             "seen": sample.seen,
             "sha256": fingerprint(self._calibrated.requests),
-            "method": options.method,
+            "method": self.ranges.method,
             "options": {
                 "exclude": list(options.exclude),
                 "residuals": options.residuals,

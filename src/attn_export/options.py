@@ -203,8 +203,8 @@ int8_options = _together(
     ),
     click.option(
         "--calibration-method",
-        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-        default="percentile",
+        type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+        default="auto",
         show_default=True,
         help="How a range is chosen from what was seen.",
     ),

@@ -56,8 +56,8 @@ def test_a_precision_without_a_preset_needs_a_value() -> None:
 
 
 def test_int8_is_judged_by_its_cosine_unless_a_tolerance_is_given() -> None:
-    assert Tolerances().least_cosine("logits", "int8") == 0.99
+    assert Tolerances().least_cosine("logits", "int8") == 0.95
     assert Tolerances().least_cosine("logits", "fp16") is None
     assert Tolerances.parse(["0.2"], []).least_cosine("logits", "int8") is None
-    assert Tolerances.parse(["other:0.2"], []).least_cosine("logits", "int8") == 0.99
+    assert Tolerances.parse(["other:0.2"], []).least_cosine("logits", "int8") == 0.95
     assert Tolerances.parse(["0.2"], ["0.1"]).allowed("logits", "int8") == (0.2, 0.1)
