@@ -12,23 +12,9 @@ import onnx_ir as ir
 
 from attn_export.errors import BundleError
 from attn_export.exporter.graph_file import read_graph
+from attn_export.exporter.twin import MOVES
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
-# They only move what is already rounded.
-_MOVES = {
-    "Cast",
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
 
 
 class Pair:
@@ -149,7 +135,7 @@ class Pair:
 def only_moves(node: ir.Node) -> bool:
     """Whether a node only moves what another one computed; a lookup in weights is more."""
     weights = (v for v in node.inputs if v is not None and v.const_value is not None)
-    return node.op_type in _MOVES and not any(value.dtype == FULL for value in weights)
+    return node.op_type in MOVES and not any(value.dtype == FULL for value in weights)
 
 
 def _reads_floats(node: ir.Node) -> bool:

@@ -20,6 +20,7 @@ from attn_export import __version__
 from attn_export.errors import HostError
 
 from .cuda_driver import Cuda, probe
+from .targets import LEAST_COMPUTE_CAPABILITY
 
 DISTRIBUTION = "attn-export"
 CPU_FEATURES = (
@@ -35,8 +36,7 @@ ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 # The lean runtimes run engines and cannot build them.
 TENSORRT_BUILDERS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 TENSORRT_LEAN = ("tensorrt-lean", "tensorrt-lean-cu12", "tensorrt-lean-cu13")
-# The oldest GPU of TensorRT 10.5 to 11 (docs.nvidia.com/deeplearning/tensorrt, release notes 10.5).
-LEAST_GPU = ">=7.5"
+LEAST_GPU = ">=" + ".".join(map(str, LEAST_COMPUTE_CAPABILITY))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from attn_export.errors import AttnExportError, BuildFailed, UsageError
+from attn_export.errors import AttnExportError, BuildFailed
+from attn_export.user_code import find_function, import_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +35,7 @@ def call_factory(reference: str) -> Made:
         BuildFailed: if importing or calling it raised, or it returned something else.
     """
     place, _, name = reference.rpartition(":")
-    module = _import(place)
-    factory: Callable[[], Any] | None = getattr(module, name, None)
-    if not callable(factory):
-        callables = sorted(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
-        raise UsageError(f"{place} has no function {name!r}; it has: {', '.join(callables)}")
+    factory = find_function(_import(place), place, name)
     try:
         result = factory()
     except AttnExportError:
@@ -54,34 +47,13 @@ def call_factory(reference: str) -> Made:
 
 def _import(place: str) -> ModuleType:
     try:
-        if place.endswith(".py"):
-            return _import_file(Path(place))
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # an installed command does not see it otherwise
-        return importlib.import_module(place)
+        return import_place(place)
     except AttnExportError:
         raise
     except ModuleNotFoundError as error:
-        if error.name and (place == error.name or place.startswith(f"{error.name}.")):
-            raise UsageError(f"no module {place!r} (looked in {Path.cwd()} and sys.path)") from None
         raise BuildFailed(f"importing {place} failed: {_say(error)}") from error
     except Exception as error:
         raise BuildFailed(f"importing {place} raised {_say(error)}") from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"no file {path}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # its own imports work as when it is run
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _checked(reference: str, result: Any) -> Made:

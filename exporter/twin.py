@@ -16,8 +16,8 @@ import onnx_ir as ir
 from .fp16 import FULL, HALF, insert_cast
 from .graph_file import Place, in_places, read_graph
 
-# They only move what is already FP16.
-_MOVES = {
+# They only move what is already rounded.
+MOVES = {
     "Cast",
     "Concat",
     "Expand",
@@ -45,7 +45,7 @@ def write_twin(typed: Path, places: dict[str, Place], path: Path) -> None:
 def _compute_in_fp32(graph: ir.Graph) -> None:
     wide: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
-        if node.op_type in _MOVES:
+        if node.op_type in MOVES:
             continue
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype != HALF:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("exporter", "calibration", "engines")
 FOLDERS = (*STAGES, "benchmarks")
-SHARED = {"errors", "spec", "lazy", "bundle", "manifest", "roles"}
+SHARED = {"errors", "spec", "lazy", "bundle", "manifest", "roles", "user_code"}
 # What each part may import besides itself. The other modules of src/attn_export put the stages
 # together: they stand above them all, and below only the command line.
 ALLOWED = {
