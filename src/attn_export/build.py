@@ -24,7 +24,8 @@ from attn_export.bundle import (
 )
 from attn_export.engines.session import CompileOptions
 from attn_export.errors import GateFailed, HostError, MissingPackage, UsageError
-from attn_export.int8 import Int8Options, quantize, require_data, study
+from attn_export.int8 import quantize, study
+from attn_export.int8_options import Int8Options, require_data
 from attn_export.manifest import Manifest
 from attn_export.portable import Fp16Options, Say, require_export, write_portable
 

@@ -35,7 +35,7 @@ from attn_export.options import (
 if TYPE_CHECKING:
     from attn_export.benchmarks.parity import ParityReport
     from attn_export.benchmarks.tolerances import Tolerances
-    from attn_export.int8 import Int8Options
+    from attn_export.int8_options import Int8Options
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

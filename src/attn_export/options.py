@@ -17,7 +17,7 @@ from attn_export.errors import AttnExportError, UsageError
 if TYPE_CHECKING:
     from attn_export.engines.session import CompileOptions
     from attn_export.exporter.source import ModelSource
-    from attn_export.int8 import Int8Options
+    from attn_export.int8_options import Int8Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -316,7 +316,7 @@ def int8_options_of(
     Raises:
         UsageError: if a file of node names cannot be read, or a name is no regular expression.
     """
-    from attn_export.int8 import Int8Options
+    from attn_export.int8_options import Int8Options
 
     return Int8Options(
         data=str(data) if data else None,
