@@ -58,5 +58,5 @@ $(VENV)/installed: $(SETUP)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) -e '.[cpu,export,text,data,plot,dev]'
+	$(INSTALL) -e '.[cpu,openvino,export,text,data,plot,dev]'
 	touch $@

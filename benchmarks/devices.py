@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from attn_export.engines.packing_session import provider_of
 from attn_export.manifest import EngineRecord
 
 Device = Literal["cpu", "gpu"]
@@ -22,8 +23,8 @@ class TorchCuda:
 
 def device_of(record: EngineRecord) -> Device:
     """Where an engine runs. A plug-in's engines count as the CPU's."""
-    on_gpu = record.backend == "tensorrt" or (record.backend == "onnxruntime" and record.variant)
-    return GPU if on_gpu else CPU
+    by_provider = record.backend == "onnxruntime" and provider_of(record)
+    return GPU if record.backend == "tensorrt" or by_provider else CPU
 
 
 def eager_device(engine: Device, torch: TorchCuda) -> Device:

@@ -6,6 +6,7 @@ batch: other kernels may run there.
 ONNX Runtime's CPU keeps an FP16 graph's intermediates in FP32, so that an overflow on FP16
 hardware does not show. Such an engine is therefore judged twice: its own graph, and its rounding
 twin (the same weights, with a rounding to FP16 after every FP16 operation). Both must pass.
+OpenVINO computes BF16 as such, so what it gives is what is judged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from attn_export.bundle import Bundle
 from attn_export.engines.fitting import run_fitted
+from attn_export.engines.packing_session import provider_of
 from attn_export.engines.profiles import fitting_shape
 from attn_export.engines.session import LoadOptions, Session, backend
 from attn_export.errors import BundleError
@@ -199,7 +201,7 @@ def open_judges(
 
 def runs_on_cpu(record: EngineRecord) -> bool:
     """Whether ONNX Runtime's CPU runs it, which computes FP16 in FP32."""
-    return record.backend == "onnxruntime" and not record.variant
+    return record.backend == "onnxruntime" and not provider_of(record)
 
 
 def _open_twin(bundle: Bundle, record: EngineRecord, engine: Session) -> Session:

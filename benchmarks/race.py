@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attn_export.engines.engine import Engine
+from attn_export.engines.session import Goal
 from attn_export.errors import GateFailed, Inconclusive
 
 from .stats import Interval, ratio_interval
 
-ROUNDS = 7
+ROUNDS = 9
 LEAST_TURN_S, MOST_TURN_S = 0.3, 1.0  # shorter turns measure the first batch after a wait
 FEW = 100
+Ask = Callable[[Engine, Sequence[Any]], None]
 
 
 def race(candidate: Engine, rival: Engine, requests: Sequence[Any]) -> Interval:
     """How many times the rival's throughput the candidate has, with its interval.
 
-    Both answer the same requests in turn, in the opposite order of the round before; a round gives
-    one ratio. Some untimed work goes first, and decides how many of the requests a turn takes.
+    Both answer the same requests in turn; a round gives one ratio.
     """
-    engines = (candidate, rival)
-    requests = requests[: _enough(rival, requests)]
-    repeats = [_repeats(engine, requests) for engine in engines]
-    rates: tuple[list[float], list[float]] = ([], [])
+    ours, theirs = interleaved_rates((candidate, rival), requests)
+    return ratio_interval(ours, theirs)
+
+
+def interleaved_rates(
+    engines: Sequence[Engine], requests: Sequence[Any], goal: Goal = "throughput"
+) -> list[list[float]]:
+    """Requests a second of each engine in each round.
+
+    All answer the same requests in turn, in the opposite order of the round before. Some untimed
+    work goes first, and decides how many of the requests a turn takes.
+
+    Args:
+        goal: ``"throughput"``: all requests at once; ``"latency"``: one after the other.
+    """
+    ask = _all_at_once if goal == "throughput" else _one_by_one
+    slowest = max(engines, key=lambda engine: _seconds(ask, engine, requests[:FEW]))
+    requests = requests[: _enough(ask, slowest, requests)]
+    repeats = [_repeats(ask, engine, requests) for engine in engines]
+    rates: list[list[float]] = [[] for _ in engines]
     for number in range(ROUNDS):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for index in order:
+        order = range(len(engines))
+        for index in order if number % 2 == 0 else reversed(order):
             start = time.perf_counter()
             for _ in range(repeats[index]):
-                engines[index].run_many(requests)
-            rates[index].append(repeats[index] / (time.perf_counter() - start))
-    return ratio_interval(*rates)
+                ask(engines[index], requests)
+            seconds = time.perf_counter() - start
+            rates[index].append(repeats[index] * len(requests) / seconds)
+    return rates
 
 
 def require_faster(result: Interval, *, candidate: str, rival: str) -> None:
@@ -57,13 +75,27 @@ def require_faster(result: Interval, *, candidate: str, rival: str) -> None:
     raise Inconclusive(f"{text}: too noisy to tell; run it again on an idle machine")
 
 
-def _enough(engine: Engine, requests: Sequence[Any]) -> int:
+def _all_at_once(engine: Engine, requests: Sequence[Any]) -> None:
+    engine.run_many(requests)
+
+
+def _one_by_one(engine: Engine, requests: Sequence[Any]) -> None:
+    for request in requests:
+        engine.run_many([request])
+
+
+def _seconds(ask: Ask, engine: Engine, requests: Sequence[Any]) -> float:
+    """After one untimed run."""
+    ask(engine, requests)
+    start = time.perf_counter()
+    ask(engine, requests)
+    return time.perf_counter() - start
+
+
+def _enough(ask: Ask, engine: Engine, requests: Sequence[Any]) -> int:
     """How many requests take the engine about a second."""
     few = requests[:FEW]
-    engine.run_many(few)
-    start = time.perf_counter()
-    engine.run_many(few)
-    return max(len(few), round(len(few) * MOST_TURN_S / (time.perf_counter() - start)))
+    return max(len(few), round(len(few) * MOST_TURN_S / _seconds(ask, engine, few)))
 
 
 def best_ms(engine: Engine, requests: Sequence[Any], runs: int = 4) -> float:
@@ -77,8 +109,5 @@ def best_ms(engine: Engine, requests: Sequence[Any], runs: int = 4) -> float:
     return min(times)
 
 
-def _repeats(engine: Engine, requests: Sequence[Any]) -> int:
-    engine.run_many(requests)
-    start = time.perf_counter()
-    engine.run_many(requests)
-    return max(1, round(LEAST_TURN_S / (time.perf_counter() - start)))
+def _repeats(ask: Ask, engine: Engine, requests: Sequence[Any]) -> int:
+    return max(1, round(LEAST_TURN_S / _seconds(ask, engine, requests)))

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 from attn_export.errors import UsageError
 
-PRESETS = {"fp32": 1e-4, "fp16": 5e-3}
-CEILINGS = {"fp16": 1e-2}
+# BF16 keeps 8 bits of a number's 24, FP16 keeps 11: its roundings, and so its errors, are
+# 2**(11 - 8) = 8 times as large.
+BF16_OVER_FP16 = 8
+PRESETS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": BF16_OVER_FP16 * 5e-3}
+CEILINGS = {"fp16": 1e-2, "bf16": BF16_OVER_FP16 * 1e-2}
 # Eight bits leave an error in every value that no elementwise bound would allow and that no label
 # turns on. All values together must still point the same way, on random ids and lengths that no
 # data had: 0.95 shows that the engine is the model. How near it is on real requests is INT8's own
@@ -22,8 +25,8 @@ class Tolerances:
     """What the user asked for; the key ``""`` is every output, a name is one.
 
     ``|candidate - reference| <= atol + rtol * |reference|`` is allowed. What is not given is
-    the preset of the engine's precision: 1e-4 for fp32, 5e-3 for fp16, both atol and rtol; for
-    int8 the cosine of all values is asked for instead, at least 0.95.
+    the preset of the engine's precision: 1e-4 for fp32, 5e-3 for fp16, 4e-2 for bf16, both atol
+    and rtol; for int8 the cosine of all values is asked for instead, at least 0.95.
     """
 
     atol: Mapping[str, float] = field(default_factory=dict)
@@ -61,8 +64,8 @@ class Tolerances:
         """The (atol, rtol) of one output of an engine.
 
         Raises:
-            UsageError: if it is above the precision's ceiling (1e-2 for fp16), or there is
-                neither a preset nor a value.
+            UsageError: if it is above the precision's ceiling (1e-2 for fp16, 8e-2 for bf16), or
+                there is neither a preset nor a value.
         """
         return (
             _allowed("--atol", self.atol, output, precision),

@@ -159,6 +159,16 @@ def cheap_values(graph: Path) -> list[str]:
     return [node.name or "" for node in values] if 10 * _work(values) <= _work(gemms) else []
 
 
+def shared_head_products(graph: Path) -> list[str]:
+    """The products that make keys and values for several query heads each; none with MHA."""
+    gemms = weight_gemms(ir.load(graph).graph)
+    values = [node for node in gemms if _leads_only_to(node, CONTEXT)]
+    scored = [node for node in gemms if _only_scores(node)]
+    widest = max((_work([node]) for node in scored), default=0)
+    shared = [node for node in (*scored, *values) if _work([node]) < widest]
+    return [node.name or "" for node in shared]
+
+
 def _work(gemms: Sequence[ir.Node]) -> int:
     """Weights to multiply with, for one position."""
     return sum(v.const_value.size for n in gemms if (v := n.inputs[1]) and v.const_value)

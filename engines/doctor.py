@@ -19,33 +19,16 @@ from typing import Any
 from attn_export import __version__
 from attn_export.errors import HostError
 
+from .cpu import Cpu, examine_cpu
 from .cuda_driver import Cuda, probe
 from .targets import LEAST_COMPUTE_CAPABILITY
 
 DISTRIBUTION = "attn-export"
-CPU_FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_int8",
-    "amx_bf16",
-)
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 # The lean runtimes run engines and cannot build them.
 TENSORRT_BUILDERS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 TENSORRT_LEAN = ("tensorrt-lean", "tensorrt-lean-cu12", "tensorrt-lean-cu13")
 LEAST_GPU = ">=" + ".".join(map(str, LEAST_COMPUTE_CAPABILITY))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cpu:
-    """The processor: cores that this process may use, and the features that speed up inference."""
-
-    model: str
-    cores: int
-    features: dict[str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +88,7 @@ def examine() -> Report:
         attn_export=__version__,
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        cpu=_cpu(Path("/proc/cpuinfo")),
+        cpu=examine_cpu(),
         memory_mib=_memory_mib(Path("/sys/fs/cgroup/memory.max")),
         cuda=cuda,
         tensorrt=tensorrt,
@@ -125,6 +108,7 @@ def render(report: Report) -> list[str]:
     lines = [
         f"attn-export {report.attn_export}, Python {report.python}, {report.platform}",
         f"CPU       {cpu.model}, {cpu.cores} cores, {features or 'no vector features known'}",
+        f"Computes  {_computes(cpu)}",
         f"Memory    {report.memory_mib} MiB",
         *[f"GPU       {text}{driver}" for text in gpus or [f"none: {cuda.problem}"]],
         f"TensorRT  {tensorrt or 'not installed'}",
@@ -143,17 +127,18 @@ def render(report: Report) -> list[str]:
     return lines + [f"Problem: {text}" for text in report.problems]
 
 
-def _cpu(cpuinfo: Path) -> Cpu:
-    fields: dict[str, str] = {}
-    for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = set(fields.get("flags", "").split())
-    return Cpu(
-        model=fields.get("model name") or platform.machine(),  # ARM has no model name
-        cores=len(os.sched_getaffinity(0)),
-        features={name: name in flags for name in CPU_FEATURES},
-    )
+def _computes(cpu: Cpu) -> str:
+    """What the CPU multiplies in hardware, by its fastest unit for each precision."""
+    units = {
+        "FP32": {"avx512f": "AVX-512", "avx2": "AVX2"},
+        "BF16": {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"},
+        "INT8": {"amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI"},
+    }
+    found = []
+    for precision, names in units.items():
+        unit = next((text for name, text in names.items() if cpu.features[name]), None)
+        found.append(f"{precision} by {unit}" if unit else f"no {precision} unit known")
+    return ", ".join(found)
 
 
 def _memory_mib(limit: Path) -> int:
@@ -260,6 +245,7 @@ def _capabilities(
     return (
         _capability("build", runtime + export, _install(*wanted)),
         _capability("run on CPU", runtime, _install("cpu")),
+        _capability("run with OpenVINO", _missing(extras["openvino"]), _install("openvino")),
         _tensorrt(extras["tensorrt"], cuda, tensorrt),
         _capability("texts", _missing(extras["text"]), _install("text")),
     )

@@ -18,9 +18,10 @@ from attn_export.spec import BATCH, SEQUENCE, TensorSpec
 
 from .feeds import Requests, check_feeds, real_region
 from .fitting import run_all_fitted, run_fitted
+from .packing_session import PACKED, is_packed
 from .profiles import largest_batches
 from .schedule import PlannedBatch, plan_batches
-from .session import Array, LoadOptions, Outputs, Session, backend_names
+from .session import Array, Goal, LoadOptions, Outputs, Session, backend_names
 from .session import backend as backend_module
 
 log = logging.getLogger("attn_export")
@@ -31,7 +32,9 @@ def load(
     *,
     precision: str | None = None,
     backend: str | None = None,
+    packed: bool = False,
     threads: int | None = None,
+    goal: Goal | None = None,
     streams: int = 2,
     cuda_graphs: bool = True,
     allow_host_code: bool = False,
@@ -39,13 +42,16 @@ def load(
 ) -> Engine:
     """Load an engine of a bundle; nothing is written, and torch is not needed.
 
-    Without ``precision``, it is the fastest engine (by the times recorded when it was compiled)
+    Without ``precision``, it is the fastest engine (by what was measured when it was compiled)
     that passed parity and suits this host: on a GPU the plan for that GPU and TensorRT, on a CPU
     FP32 or INT8, not FP16. With ``precision``, an engine whose parity failed or was never checked
     is loaded too, with a warning.
 
     Args:
+        packed: an engine that packs several texts into a row; only where it is asked for.
         threads: CPU threads, or None for each CPU that this process may use.
+        goal: what a CPU's threads are set for, ``"throughput"`` (of ``run_many``) or
+            ``"latency"``; None is what the engine was compiled for.
         streams: batches that a GPU works on at a time; each has its own device memory.
         cuda_graphs: replay a captured CUDA graph where a shape comes again.
         allow_host_code: load a version-compatible plan that carries its own runtime, which is
@@ -60,9 +66,10 @@ def load(
         UsageError: if ``threads`` or ``streams`` does not fit this host.
     """
     bundle = Bundle.open(directory)
-    record = _choose(bundle, precision, backend)
+    record = _choose(bundle, precision, backend, packed=packed)
     options = LoadOptions(
         threads=threads,
+        goal=goal,
         streams=streams,
         cuda_graphs=cuda_graphs,
         allow_host_code=allow_host_code,
@@ -141,6 +148,7 @@ class Engine:
             edges=self.buckets,
             batch_tokens=self._session.batch_tokens,
             largest=largest_batches(self._session.profiles) or None,
+            unpadded_tokens=getattr(self._session, "unpadded_tokens", None),
         )
         batches = (requests.feeds(batch.indices.tolist(), batch.length) for batch in plan)
         # A single batch has nothing to run beside it: run() gives it the whole device.
@@ -182,11 +190,15 @@ def _empty(spec: TensorSpec, count: int) -> Array | list[Array]:
     return np.empty((count, *(int(size) for size in spec.shape[1:])), spec.dtype)
 
 
-def _choose(bundle: Bundle, precision: str | None, backend: str | None) -> EngineRecord:
+def _choose(
+    bundle: Bundle, precision: str | None, backend: str | None, *, packed: bool
+) -> EngineRecord:
     engines = [
         record
         for record in bundle.manifest.engines.values()
-        if precision in (None, record.precision) and backend in (None, record.backend)
+        if precision in (None, record.precision)
+        and backend in (None, record.backend)
+        and is_packed(record) == packed
     ]
     unsuited = {record.name: _unsuited(record) for record in engines}
     if precision is None:
@@ -196,18 +208,21 @@ def _choose(bundle: Bundle, precision: str | None, backend: str | None) -> Engin
             if bundle.manifest.passed(record) and unsuited[record.name] is None
         ]
     if not engines:
-        wanted = " ".join(filter(None, [backend, precision])) or "proven"
+        wanted = " ".join(filter(None, [backend, precision, PACKED * packed])) or "proven"
         have = "; ".join(_described(bundle, record) for record in bundle.manifest.engines.values())
         raise BundleError(
             f"{bundle.directory} holds no {wanted} engine for this host; its engines: "
             f"{have or 'none'}; choose one with precision=, or make one with 'attn-export build' "
             "or 'compile' and prove it with 'attn-export parity'"
         )
+    chosen = (bundle.manifest.choice or {}).get("engine")
     best = min(
         engines,
         key=lambda record: (
             not bundle.manifest.passed(record),
             unsuited[record.name] is not None,
+            record.name != chosen,
+            -_measured(record),
             _ms_per_token(record),
         ),
     )
@@ -222,6 +237,11 @@ def _unsuited(record: EngineRecord) -> str | None:
         return f"the backend {record.backend} is not installed"
     reason: str | None = backend_module(record.backend).unsuited(record)
     return reason
+
+
+def _measured(record: EngineRecord) -> float:
+    """Samples a second beside the bundle's other engines, where that was measured."""
+    return float(record.speed["samples_per_s"]["median"]) if record.speed else 0.0
 
 
 def _ms_per_token(record: EngineRecord) -> float:

@@ -16,6 +16,7 @@ from attn_export.manifest import EngineRecord
 from attn_export.spec import TensorSpec
 
 from .bucket_times import time_buckets
+from .cpu import examine_cpu, usable_threads
 from .onnxruntime_engines import engine_files, linked_engines, new_engines
 from .onnxruntime_providers import (
     CPU,
@@ -31,8 +32,10 @@ from .onnxruntime_providers import (
     union_profile,
 )
 from .onnxruntime_session import GPU_BATCH_TOKENS, OnnxRuntimeSession
+from .packing import ATTENTION_PRICE, break_even_width
+from .packing_session import PACKED, PackingSession, graph_specs, is_packed, provider_of
 from .profiles import Profile, bucket_profiles, check_profiles, profile_edges
-from .session import CompileOptions, LoadOptions, Session
+from .session import CompileOptions, Goal, LoadOptions, Session, goal_of
 
 TF32 = "NVIDIA_TF32_OVERRIDE"
 
@@ -54,14 +57,17 @@ def require_host(options: CompileOptions) -> None:
 
 # A CPU wants its own INT8 graph; TensorRT takes symmetric Q/DQ; CUDA has no fast INT8 here.
 GRAPHS = {
-    "cpu": {"fp32": "fp32", "fp16": "fp16", "int8": "int8-cpu"},
-    "cuda": {"fp32": "fp32", "fp16": "fp16"},
+    "cpu": {"fp32": "fp32", "fp16": "fp16", "int8": "int8-cpu", PACKED: PACKED},
+    "cuda": {"fp32": "fp32", "fp16": "fp16", PACKED: PACKED},
     "tensorrt": {"fp32": "fp32", "fp16": "fp16", "int8": "int8"},
 }
 
 
 def graphs(bundle: Bundle, options: CompileOptions) -> dict[str, str]:
-    """The precisions that engines are made of, each with the key of its graph in the bundle."""
+    """The precisions that engines are made of, each with the key of its graph in the bundle.
+
+    ``"packed"`` is FP32 on rows that texts share.
+    """
     chosen = GRAPHS[options.provider]
     return {name: key for name, key in chosen.items() if key in bundle.manifest.graphs}
 
@@ -80,17 +86,25 @@ def compile(bundle: Bundle, precision: str, options: CompileOptions) -> EngineRe
         MissingPackage: if ONNX Runtime is not installed.
         UsageError: if the profiles do not fit the model.
     """
+    of = ("" if options.provider == "cpu" else options.provider, PACKED * (precision == PACKED))
     record = EngineRecord(
         backend="onnxruntime",
-        precision=precision,
+        precision="fp32" if precision == PACKED else precision,
         graph=GRAPHS[options.provider][precision],
-        variant="" if options.provider == "cpu" else options.provider,
+        variant="-".join(filter(None, of)),
     )
     if options.provider == "cpu":
-        session = _open_on_cpu(bundle, record, None)
+        session = _open_on_cpu(bundle, record, LoadOptions(goal=options.goal))
         with contextlib.closing(session):
-            record.environment = {**_host(), "provider": CPU, "threads": session.threads}
-            record.buckets = time_buckets(session, precision)
+            streams = session.threads if options.goal == "throughput" else 1
+            record.environment = {
+                **_host(),
+                "provider": CPU,
+                "goal": options.goal,
+                "streams": streams,
+                "threads": session.threads,
+            }
+            record.buckets = time_buckets(session, precision, at_a_time=streams)
     else:
         _compile_for_gpu(bundle, record, options)
     return record
@@ -106,13 +120,14 @@ def load(bundle: Bundle, record: EngineRecord, options: LoadOptions) -> Session:
             is below 1.
         MissingPackage: if ONNX Runtime is not installed.
     """
-    if not record.variant:
-        return _open_on_cpu(bundle, record, options.threads)
+    provider = provider_of(record)
+    if not provider:
+        return _open_on_cpu(bundle, record, options)
     if options.streams < 1:
         raise UsageError(f"streams is {options.streams}; give at least 1")
     providers = recorded_options(record)
     _require_here(record)
-    load_libraries(record.variant)
+    load_libraries(provider)
     profiles = [Profile.from_json(profile) for profile in record.profiles]
     with contextlib.ExitStack() as stack:
         if record.files:
@@ -122,7 +137,7 @@ def load(bundle: Bundle, record: EngineRecord, options: LoadOptions) -> Session:
 
 def unsuited(record: EngineRecord) -> str | None:
     """Why this host should not serve an engine, or None."""
-    if not record.variant:
+    if not provider_of(record):
         computes_fp32 = "a CPU computes FP16 graphs in FP32; serve FP32 or INT8 there"
         return computes_fp32 if "fp16" in record.precision else None
     try:
@@ -139,12 +154,14 @@ def open_graph(
     outputs: Sequence[TensorSpec],
     buckets: Sequence[int],
     threads: int | None,
+    goal: Goal = "throughput",
 ) -> OnnxRuntimeSession:
     """A session of any ONNX file on the CPU, opened at its first run; it need be no engine.
 
     Args:
         buckets: the ascending bucket edges, in tokens.
         threads: CPU threads in all, or None for each CPU that this process may use.
+        goal: what the threads are set for.
 
     Raises:
         BundleError: if the file is missing.
@@ -152,20 +169,21 @@ def open_graph(
         MissingPackage: if ONNX Runtime is not installed.
     """
     require("onnxruntime", extra="cpu")
-    cpus = len(os.sched_getaffinity(0))
-    if threads is not None and not 1 <= threads <= cpus:
-        raise UsageError(
-            f"threads is {threads}; this process may use {cpus} CPUs: give 1 to {cpus}"
-        )
     return OnnxRuntimeSession(
-        path, inputs=inputs, outputs=outputs, buckets=buckets, threads=threads or cpus
+        path,
+        inputs=inputs,
+        outputs=outputs,
+        buckets=buckets,
+        threads=usable_threads(threads),
+        goal=goal,
     )
 
 
 def _compile_for_gpu(bundle: Bundle, record: EngineRecord, options: CompileOptions) -> None:
     """Fill in a record of the provider ``cuda`` or ``tensorrt``."""
-    gpu = require_provider(record.variant, options.target)
-    load_libraries(record.variant)
+    provider = provider_of(record)
+    gpu = require_provider(provider, options.target)
+    load_libraries(provider)
     graph, folder = bundle.graph(record.graph), f"trt/{record.name}"
     profiles = _profiles(bundle, options)
     providers = provider_options(
@@ -195,7 +213,7 @@ def _compile_for_gpu(bundle: Bundle, record: EngineRecord, options: CompileOptio
     if profiles:
         record.files = engine_files(bundle.directory, folder)
     record.profiles = [profile.to_json() for profile in profiles]
-    record.environment = {**_host(), **gpu_environment(record.variant, gpu, providers)}
+    record.environment = {**_host(), **gpu_environment(provider, gpu, providers)}
 
 
 def _profiles(bundle: Bundle, options: CompileOptions) -> tuple[Profile, ...]:
@@ -220,20 +238,24 @@ def _timing_cache(options: CompileOptions) -> Path | None:
 
 def _require_here(record: EngineRecord) -> None:
     """Ask for the GPU and the ONNX Runtime that an engine was compiled with."""
-    gpu = require_provider(record.variant)
+    gpu = require_provider(provider_of(record))
     if record.files:
         require_same_host(record, gpu)
 
 
-def _open_on_cpu(bundle: Bundle, record: EngineRecord, threads: int | None) -> OnnxRuntimeSession:
-    graph = bundle.graph(record.graph)
-    return open_graph(
-        bundle.verify_graph(graph),
-        inputs=[graph.typed(spec) for spec in bundle.manifest.inputs],
-        outputs=[graph.typed(spec) for spec in bundle.manifest.outputs],
+def _open_on_cpu(
+    bundle: Bundle, record: EngineRecord, options: LoadOptions
+) -> OnnxRuntimeSession | PackingSession:
+    inputs, outputs = _specs(bundle, record)
+    session = open_graph(
+        bundle.verify_graph(bundle.graph(record.graph)),
+        inputs=inputs,
+        outputs=outputs,
         buckets=bundle.manifest.buckets["edges"],
-        threads=threads,
+        threads=options.threads,
+        goal=goal_of(record, options),
     )
+    return _as_padded(bundle, session, session.threads) if is_packed(record) else session
 
 
 def _open_on_gpu(
@@ -243,19 +265,40 @@ def _open_on_gpu(
     profiles: Sequence[Profile],
     *,
     streams: int,
-) -> OnnxRuntimeSession:
-    graph = bundle.graph(record.graph)
+) -> OnnxRuntimeSession | PackingSession:
+    inputs, outputs = _specs(bundle, record)
     session = OnnxRuntimeSession(
-        bundle.verify_graph(graph),
-        inputs=[graph.typed(spec) for spec in bundle.manifest.inputs],
-        outputs=[graph.typed(spec) for spec in bundle.manifest.outputs],
+        bundle.verify_graph(bundle.graph(record.graph)),
+        inputs=inputs,
+        outputs=outputs,
         buckets=profile_edges(profiles) or bundle.manifest.buckets["edges"],
         threads=streams,
         providers=providers,
         profiles=profiles,
     )
     session.open()
-    return session
+    return _as_padded(bundle, session, threads=1) if is_packed(record) else session
+
+
+def _specs(bundle: Bundle, record: EngineRecord) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and outputs of an engine's graph."""
+    graph = bundle.graph(record.graph)
+    if is_packed(record):
+        return graph_specs(graph, "inputs"), graph_specs(graph, "outputs")
+    manifest = bundle.manifest
+    return [graph.typed(i) for i in manifest.inputs], [graph.typed(o) for o in manifest.outputs]
+
+
+def _as_padded(bundle: Bundle, session: OnnxRuntimeSession, threads: int) -> PackingSession:
+    manifest = bundle.manifest
+    return PackingSession(
+        session,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        buckets=session.buckets,
+        width=break_even_width(manifest.model["spec"]) // ATTENTION_PRICE,
+        threads=threads,
+    )
 
 
 def _host() -> dict[str, Any]:
@@ -263,13 +306,5 @@ def _host() -> dict[str, Any]:
         "onnxruntime": require("onnxruntime", extra="cpu").__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": examine_cpu().model,
     }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

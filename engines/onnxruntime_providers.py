@@ -20,6 +20,7 @@ from attn_export.manifest import EngineRecord
 from attn_export.spec import BATCH, SEQUENCE, TensorSpec
 
 from .cuda_driver import Gpu, probe
+from .packing_session import provider_of
 from .profiles import Profile
 from .session import CompileOptions
 from .targets import require_gpu
@@ -246,7 +247,7 @@ def recorded_options(record: EngineRecord) -> Options:
         BundleError: if the manifest asks for a provider or an option that is not ours.
     """
     recorded = record.environment.get("provider_options")
-    chain = CHAINS.get(record.variant)
+    chain = CHAINS.get(provider_of(record))
     if chain is None or not isinstance(recorded, dict) or tuple(recorded) != chain:
         raise BundleError(
             f"the manifest's provider_options of {record.name} are broken; rebuild it"

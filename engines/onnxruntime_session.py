@@ -16,13 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from attn_export.errors import BuildFailed, BundleError, HostError, InputError, UsageError
+from attn_export.errors import BuildFailed, HostError, InputError, UsageError
 from attn_export.lazy import require
 from attn_export.spec import TensorSpec
 
 from .onnxruntime_providers import CPU, CPU_OPTIONS, INSTALL, library_problem, require_in_use
 from .profiles import Profile
-from .session import Feeds, Outputs
+from .session import Feeds, Goal, Outputs
+from .unchanged_file import UnchangedFile
 
 # One activation of 384 tokens and 768 channels is 1.2 MB, which stays in a core's L2 cache of 2 MB.
 # With 256 tokens the weights are read more often: 2 % slower, measured.
@@ -34,8 +35,13 @@ GPU_BATCH_TOKENS = 8192
 class OnnxRuntimeSession:
     """An open graph. Feeds must already have the dtypes of ``inputs``.
 
+    Args:
+        goal: on a CPU, ``"throughput"``: :meth:`run_all` runs a batch on each thread;
+            ``"latency"``: one after the other, each on all threads.
+
     Attributes:
         threads: how many batches run at a time; on a CPU also the threads of a single batch.
+        streams: how many batches :meth:`run_all` runs at a time.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class OnnxRuntimeSession:
         threads: int,
         providers: Mapping[str, Mapping[str, str]] = CPU_OPTIONS,
         profiles: Sequence[Profile] = (),
+        goal: Goal = "throughput",
     ) -> None:
         on_cpu = CPU in providers
         self.inputs = tuple(inputs)
@@ -56,10 +63,10 @@ class OnnxRuntimeSession:
         self.profiles = tuple(profiles)
         self.batch_tokens = CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS
         self.threads = threads
+        self.streams = 1 if on_cpu and goal == "latency" else threads
         self._threads_of_one = threads if on_cpu else 1
         self._providers = providers
-        self._path = path
-        self._identity = _identity(path)
+        self._file = UnchangedFile(path)
         self._names = [spec.name for spec in outputs]
         self._lock = threading.Lock()
         self._opened: dict[int, Any] = {}
@@ -79,15 +86,15 @@ class OnnxRuntimeSession:
         return self._run(self._graph(self._threads_of_one), feeds)
 
     def run_all(self, batches: Iterable[Feeds]) -> Iterator[Outputs]:
-        """Many batches, one CPU thread each; results in order, few batches in flight.
+        """Many batches, ``streams`` of them at a time; results in order, few in flight.
 
         Raises:
             AttnExportError: as :meth:`run` does; the first error ends the iteration.
         """
-        graph = self._graph(1)
-        if self.threads == 1:
-            return (self._run(self._graph(1), feeds) for feeds in batches)
-        return self._stream(graph, batches)
+        if self.streams > 1:
+            return self._stream(self._graph(1), batches)
+        self._graph(self._threads_of_one)  # an error comes now, not at the first batch
+        return (self.run(feeds) for feeds in batches)
 
     def open(self) -> None:
         """Open the graph now and not at the first run.
@@ -111,7 +118,7 @@ class OnnxRuntimeSession:
         try:
             for feeds in batches:
                 pending.append(self._submit(graph, feeds))
-                if len(pending) >= 2 * self.threads:
+                if len(pending) >= 2 * self.streams:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -124,7 +131,7 @@ class OnnxRuntimeSession:
         with self._lock:
             self._refuse_if_closed()
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="attn-export")
+                self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="attn-export")
             return self._pool.submit(self._run, graph, feeds)
 
     def _run(self, graph: Any, feeds: Feeds) -> Outputs:
@@ -143,12 +150,8 @@ class OnnxRuntimeSession:
         with self._lock:
             self._refuse_if_closed()
             if intra_threads not in self._opened:
-                if _identity(self._path) != self._identity:
-                    raise BundleError(
-                        f"{self._path} was replaced since it was loaded; load the bundle again"
-                    )
                 self._opened[intra_threads] = _inference_session(
-                    self._path, intra_threads, self._providers
+                    self._file.path(), intra_threads, self._providers
                 )
             return self._opened[intra_threads]
 
@@ -189,12 +192,3 @@ def _inference_session(
         raise BuildFailed(f"{failure}: {error}") from error
     require_in_use(providers, session.get_providers())
     return session
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    """Tells a file from the one that later takes its name."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise BundleError(f"{path} is missing; rebuild the bundle") from error
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -38,6 +38,7 @@ def plan_batches(
     edges: tuple[int, ...],
     batch_tokens: int,
     largest: Sequence[int] | None = None,
+    unpadded_tokens: int | None = None,
 ) -> list[PlannedBatch]:
     """Sort sequences by length and cut them into batches, the longest first.
 
@@ -51,6 +52,8 @@ def plan_batches(
             one bucket and is padded to its edge, and the batches of a bucket are of nearly equal
             size. None: a batch is padded to its own longest sequence, and holds none shorter than
             half of it.
+        unpadded_tokens: without ``largest``, sequences of one length are a batch of their own from
+            this many tokens on: some engines skip the mask where nothing is padding.
 
     Raises:
         UsageError: if ``batch_tokens`` is below 1.
@@ -66,7 +69,7 @@ def plan_batches(
     # Negative, so that it ascends, as searchsorted needs.
     negative = -tokens[order]
     cuts = (
-        _cuts_at_longest(negative, batch_tokens)
+        _cuts_at_longest(negative, batch_tokens, unpadded_tokens)
         if largest is None
         else _cuts_at_edges(negative, edges, _sizes(edges, largest, batch_tokens))
     )
@@ -96,12 +99,17 @@ def _cuts_at_edges(
         start = stop
 
 
-def _cuts_at_longest(negative: Lengths, batch_tokens: int) -> Iterator[Cut]:
+def _cuts_at_longest(
+    negative: Lengths, batch_tokens: int, unpadded_tokens: int | None
+) -> Iterator[Cut]:
     start = 0
     while start < len(negative):
         longest = -int(negative[start])
         # A few sequences of very different lengths would else be one batch, mostly padding.
         half = int(np.searchsorted(negative, -((longest + 1) // 2), side="right"))
         stop = min(start + max(1, batch_tokens // longest), half)
+        equal = int(np.searchsorted(negative, -longest, side="right"))
+        if unpadded_tokens is not None and (equal - start) * longest >= unpadded_tokens:
+            stop = min(stop, equal)
         yield start, stop, longest
         start = stop

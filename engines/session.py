@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from attn_export.errors import UsageError
+from attn_export.manifest import EngineRecord
 from attn_export.spec import TensorSpec
 
 from .profiles import Profile
@@ -33,10 +34,13 @@ from .profiles import Profile
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Outputs = dict[str, np.ndarray[Any, Any]]
+# What the threads of a CPU are set for: many batches, or each one alone.
+Goal = Literal["throughput", "latency"]
 
 # Strings, so that listing the backends imports none of them.
 BACKENDS = {
     "onnxruntime": "attn_export.engines.onnxruntime",
+    "openvino": "attn_export.engines.openvino",
     "tensorrt": "attn_export.engines.tensorrt",
 }
 ENTRY_POINTS = "attn_export.backends"
@@ -48,6 +52,8 @@ class CompileOptions:
 
     Args:
         provider: ONNX Runtime's execution provider: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        goal: what a CPU's threads are set for when the buckets are timed, and when it is served.
+        bf16: also make a BF16 engine; OpenVINO, on a CPU that computes it.
         target: the GPU to build for, a name of ``targets.TARGETS``; None is the one that is there.
         profiles: optimization profiles; none: one for each bucket.
         workspace_mib: memory for the tactics that TensorRT tries; None is all that the GPU has.
@@ -64,6 +70,8 @@ class CompileOptions:
     """
 
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    goal: Goal = "throughput"
+    bf16: bool = False
     target: str | None = None
     profiles: tuple[Profile, ...] = ()
     workspace_mib: int | None = None
@@ -83,6 +91,7 @@ class LoadOptions:
 
     Args:
         threads: CPU threads, or None for each CPU that this process may use.
+        goal: what a CPU's threads are set for; None is what the engine was compiled for.
         streams: batches that a GPU works on at a time; each has its own device memory.
         cuda_graphs: replay a captured CUDA graph where a shape comes again.
         wait_s: how long a batch waits for a free stream.
@@ -90,6 +99,7 @@ class LoadOptions:
     """
 
     threads: int | None = None
+    goal: Goal | None = None
     streams: int = 2
     cuda_graphs: bool = True
     wait_s: float = 60.0
@@ -104,7 +114,8 @@ class Session(Protocol):
         batch_tokens: how many tokens (padding included) fill one batch of :meth:`run_all`.
 
     With profiles, batches of :meth:`run_all` are padded to their bucket's edge; without, a batch
-    may stop at its own longest sequence.
+    may stop at its own longest sequence. A session that is faster without padding also has
+    ``unpadded_tokens``: from so many tokens on, sequences of one length are a batch of their own.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -121,6 +132,18 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the engine; later calls are errors."""
+
+
+def goal_of(record: EngineRecord, options: LoadOptions) -> Goal:
+    """What an engine's threads are set for: as asked, else as it was compiled.
+
+    Raises:
+        UsageError: if something else is asked for.
+    """
+    if options.goal not in (None, *get_args(Goal)):
+        raise UsageError(f"goal is {options.goal!r}; it must be {' or '.join(get_args(Goal))}")
+    recorded: Goal = "latency" if record.environment.get("goal") == "latency" else "throughput"
+    return options.goal or recorded
 
 
 def backend_names() -> list[str]:

@@ -63,17 +63,19 @@ class Attention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
         self.lowering: Lowering = "expand"
 
-    def forward(self, x: Tensor, bias: Tensor, rows: int | None = None) -> Tensor:
-        """Attend from the first ``rows`` tokens (all by default) to all tokens.
+    def forward(self, x: Tensor, bias: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Attend from some tokens (all by default) to all tokens.
 
         Args:
             x: hidden states [B, S, M].
-            bias: additive mask, broadcast over heads and queries: [B, 1, 1, S].
+            bias: additive mask, broadcast over heads: [B, 1, 1, S], or one row for each query,
+                repeated G times in the form ``fold``: [B, 1, Sq or Sq * G, S].
+            queries: the hidden states that attend [B, Sq, M].
 
         Returns:
-            [B, rows, M].
+            [B, Sq, M].
         """
-        q = self.query(x if rows is None else x[:, :rows]) * self.head_size**-0.5
+        q = self.query(x if queries is None else queries) * self.head_size**-0.5
         attend = self._expand if self.lowering == "expand" else self._fold
         return self.output(attend(q, self.key(x), self.value(x), bias))  # type: ignore[no-any-return]
 

@@ -38,10 +38,10 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(m, spec.ffn_size) if spec.ffn_size else None
         self.ffn_norm = nn.LayerNorm(m) if spec.ffn_size else None
 
-    def forward(self, x: Tensor, bias: Tensor, rows: int | None = None) -> Tensor:
-        """[B, S, M] -> [B, rows, M]; ``rows`` first tokens only, all by default."""
-        residual = x if rows is None else x[:, :rows]
-        x = self.norm(residual + self.attention(x, bias, rows))
+    def forward(self, x: Tensor, bias: Tensor, queries: Tensor | None = None) -> Tensor:
+        """[B, S, M] -> [B, Sq, M]: of some tokens of ``x``, all by default."""
+        residual = x if queries is None else queries
+        x = self.norm(residual + self.attention(x, bias, queries))
         if self.ffn is not None and self.ffn_norm is not None:
             x = self.ffn_norm(x + self.ffn(x))
         return x
@@ -71,7 +71,7 @@ class EncoderClassifier(nn.Module):
         bias = additive_mask(attention_mask, x.dtype)
         for layer in self.layers[:-1]:
             x = layer(x, bias)
-        x = self.layers[-1](x, bias, 1 if self.first_token_only else None)
+        x = self.layers[-1](x, bias, x[:, :1] if self.first_token_only else None)
         return self.classifier(torch.tanh(self.pooler(x[:, 0])))  # type: ignore[no-any-return]
 
 

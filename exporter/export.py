@@ -18,7 +18,7 @@ import torch
 
 import attn_export
 from attn_export.errors import AttnExportError, BuildFailed
-from attn_export.spec import BATCH, SEQUENCE, TensorSpec
+from attn_export.spec import SEQUENCE, TensorSpec
 
 from .attention import Lowering
 from .encoder import lower
@@ -104,10 +104,9 @@ def write_checked(graph: ir.Model, path: Path, *, opset: int = OPSET) -> dict[st
 
 
 def _trace(model: LoadedModel, path: Path) -> None:
-    dims = {
-        BATCH: torch.export.Dim(BATCH, min=1, max=MAX_BATCH),
-        SEQUENCE: torch.export.Dim(SEQUENCE, min=1, max=model.max_length),
-    }
+    axes = {axis for spec in model.inputs for axis in spec.shape if isinstance(axis, str)}
+    most = {SEQUENCE: model.max_length}
+    dims = {a: torch.export.Dim(a, min=1, max=most.get(a, MAX_BATCH)) for a in sorted(axes)}
     shapes = tuple(
         {axis: dims[name] for axis, name in enumerate(spec.shape) if isinstance(name, str)}
         for spec in model.inputs

@@ -25,7 +25,7 @@ from attn_export.build import (
     compile_bundle,
     parity,
     require_parity,
-    resolve_backend,
+    resolve_backends,
 )
 from attn_export.bundle import Bundle, file_record, write_manifest
 from attn_export.engines.cuda_driver import Cuda
@@ -62,6 +62,7 @@ def plan_of(source: ModelSource, **more: Any) -> BuildPlan:
             "source": source,
             "fp16": Fp16Options(),
             "buckets": BucketOptions(count=2),
+            "backend": "onnxruntime",
             **more,
         }
     )
@@ -272,10 +273,18 @@ def test_shapes_for_a_gpu_are_refused_on_a_cpu(bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_auto_is_onnx_runtime_where_no_gpu_is() -> None:
-    assert resolve_backend("auto", CompileOptions()) == "onnxruntime"
-    assert resolve_backend("auto", CompileOptions(provider="cuda", target="t4")) == "onnxruntime"
-    assert resolve_backend("auto", CompileOptions(target="t4")) == "tensorrt"
+def test_auto_is_every_installed_cpu_backend_where_no_gpu_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert resolve_backends("auto", CompileOptions()) == ("onnxruntime", "openvino")
+    assert resolve_backends("openvino", CompileOptions()) == ("openvino",)
+    on_cuda = CompileOptions(provider="cuda", target="t4")
+    assert resolve_backends("auto", on_cuda) == ("onnxruntime",)
+    assert resolve_backends("auto", CompileOptions(target="t4")) == ("tensorrt",)
+    monkeypatch.setattr("attn_export.build._installed", lambda package: package == "onnxruntime")
+    assert resolve_backends("auto", CompileOptions()) == ("onnxruntime",)
+    monkeypatch.setattr("attn_export.build._installed", lambda package: False)
+    assert resolve_backends("auto", CompileOptions()) == ("onnxruntime",), "its error names it"
 
 
 def test_a_verdict_on_other_bytes_counts_for_nothing(bundle: Path) -> None:

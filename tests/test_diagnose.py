@@ -12,6 +12,7 @@ import attn_export
 from attn_export.bundle import Bundle
 from attn_export.cli import main
 
+ONE = ["--backend", "onnxruntime"]
 MODELS = Path(__file__).parent / "benchmarks" / "overflowing.py"
 
 
@@ -25,7 +26,7 @@ def call(*arguments: str | Path) -> Result:
 )
 def test_what_overflows_is_named_pinned_and_proven(tmp_path: Path, model: str, named: str) -> None:
     directory = tmp_path / "bundle"
-    built = call("build", "--fp16", f"{MODELS}:{model}", "--buckets", "1", "-o", directory)
+    built = call("build", "--fp16", f"{MODELS}:{model}", *ONE, "--buckets", "1", "-o", directory)
     assert built.exit_code == 1, built.output
     result = call("diagnose", directory, "--json")
     assert result.exit_code == 0, result.output
@@ -43,7 +44,7 @@ def test_what_overflows_is_named_pinned_and_proven(tmp_path: Path, model: str, n
 def test_a_bundle_without_a_fault_stays_as_it_is(tmp_path: Path) -> None:
     sizes = ["--hidden-size", "32", "--heads", "4", "--layers", "2", "--vocab-size", "60"]
     directory = tmp_path / "bundle"
-    made = call("build", "--fp16", "mqa", *sizes, "--positions", "16", "-o", directory)
+    made = call("build", "--fp16", "mqa", *sizes, *ONE, "--positions", "16", "-o", directory)
     assert made.exit_code == 0, made.output
     before = Bundle.open(directory).manifest.files
     result = call("diagnose", directory)
@@ -54,7 +55,7 @@ def test_a_bundle_without_a_fault_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_bundle_without_fp16_has_nothing_to_look_into(tmp_path: Path) -> None:
     sizes = ["--hidden-size", "32", "--heads", "4", "--layers", "1", "--vocab-size", "60"]
-    made = call("build", "mqa", *sizes, "--positions", "8", "-o", tmp_path / "b")
+    made = call("build", "mqa", *sizes, *ONE, "--positions", "8", "-o", tmp_path / "b")
     assert made.exit_code == 0, made.output
     result = call("diagnose", tmp_path / "b")
     assert result.exit_code == 4

@@ -152,7 +152,17 @@ def test_it_goes_the_whole_road(
     checkpoint: Path, factory: str, ids: list[list[int]], tmp_path: Path
 ) -> None:
     bundle = tmp_path / "minilm-bundle"
-    arguments = ["build", "--fp16", factory, "--max-length", "32", "-o", str(bundle)]
+    arguments = [
+        "build",
+        "--fp16",
+        "--backend",
+        "onnxruntime",
+        factory,
+        "--max-length",
+        "32",
+        "-o",
+        str(bundle),
+    ]
     built = CliRunner().invoke(main, arguments)
     assert built.exit_code == 0, built.output
 

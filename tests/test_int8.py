@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,12 @@ from attn_export.cli import main
 from attn_export.engines.session import CompileOptions
 from attn_export.errors import GateFailed, Inconclusive
 from attn_export.exporter.lint import lint_file
+from attn_export.manifest import EngineRecord, Manifest
 
 SIZES = {"hidden-size": 64, "heads": 4, "layers": 2, "vocab-size": 60, "positions": 16}
 SMALL = [part for name, size in SIZES.items() for part in (f"--{name}", str(size))]
 SMALL += ["--buckets", "2", "--no-speed-gate"]
+ONE = ["--backend", "onnxruntime"]
 
 
 def call(*arguments: str | Path) -> Result:
@@ -45,10 +49,19 @@ def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     directory = tmp_path_factory.mktemp("int8") / "bundle"
     asked = ["--min-agreement", "0.8", "--calibration-samples", "64"]
     result = call(
-        "build", "--fp16", "--int8", "gqa", *SMALL, *asked, "--data", data, "-o", directory
+        "build", "--fp16", "--int8", "gqa", *SMALL, *ONE, *asked, "--data", data, "-o", directory
     )
     assert result.exit_code == 0, result.output
     return directory
+
+
+def test_an_engine_is_held_to_fp32_on_the_requests_itself(made: Path) -> None:
+    engine = Bundle.open(made).manifest.engines["onnxruntime-int8"]
+    assert engine.accuracy is not None
+    assert engine.accuracy["accepted"]
+    graph = Bundle.open(made).manifest.graphs["int8-cpu"].quantization["accuracy"]
+    assert engine.accuracy["results"][0]["requests"] == graph[0]["requests"] == 300
+    assert engine.accuracy["results"][0]["labels"] == pytest.approx(graph[0]["labels"], abs=0.02)
 
 
 def test_a_build_has_three_int8_graphs_from_one_calibration(made: Path) -> None:
@@ -110,7 +123,7 @@ def test_random_ids_calibrate_nothing_unless_asked_for(tmp_path: Path) -> None:
     assert "random ids calibrate nothing" in refused.stderr
     assert not (tmp_path / "b").exists()
     asked = ["--allow-synthetic", "--min-agreement", "0", "--calibration-samples", "16"]
-    assert call("build", "--int8", "mqa", *SMALL, *asked, "-o", tmp_path / "b").exit_code == 0
+    assert call("build", "--int8", "mqa", *SMALL, *ONE, *asked, "-o", tmp_path / "b").exit_code == 0
     graphs = Bundle.open(tmp_path / "b").manifest.graphs
     assert graphs["int8"].quantization["data"] == "synthetic: uniform ids"
 
@@ -158,7 +171,8 @@ def test_excluded_nodes_and_files_of_them_stay_fp32(made: Path, data: Path, tmp_
 
 def test_what_is_not_near_enough_fails_and_is_not_served(tmp_path: Path, data: Path) -> None:
     asked = ["--min-cosine", "1", "--calibration-samples", "32"]
-    result = call("build", "--int8", "mqa", *SMALL, *asked, "--data", data, "-o", tmp_path / "b")
+    made = [*SMALL, *ONE, *asked, "--data", str(data), "-o", str(tmp_path / "b")]
+    result = call("build", "--int8", "mqa", *made)
     assert result.exit_code == 1
     assert "onnxruntime-int8 is not near enough to FP32" in result.stderr
     with attn_export.load(tmp_path / "b") as engine:
@@ -234,17 +248,44 @@ def test_an_int8_engine_has_to_be_faster(
     made: Path, tmp_path: Path, race: dict[str, Any], error: type[Exception] | None
 ) -> None:
     manifest = Bundle.open(made).manifest
-    manifest.graphs["int8-cpu"].quantization["accepted"] = True
-    engine = manifest.engines["onnxruntime-fp32"]
-    manifest.engines = {"raced": engine}
-    engine.graph, engine.race = "int8-cpu", race
+    engine = int8_engine(manifest)
+    engine.race = race
     write_manifest(tmp_path, manifest)
-    builder.require_worth(tmp_path, speed_gate=False)
+    report = report_of(engine.name)
+    builder.require_worth(tmp_path, report, speed_gate=False)
     if error is None:
-        builder.require_worth(tmp_path)
+        builder.require_worth(tmp_path, report)
         return
     with pytest.raises(error):
-        builder.require_worth(tmp_path)
+        builder.require_worth(tmp_path, report)
+
+
+def test_of_several_backends_one_int8_engine_has_to_be_worth_it(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = Bundle.open(made).manifest
+    engine = int8_engine(manifest)
+    other = replace(engine, backend="other", accuracy={"accepted": False, "results": []})
+    manifest.engines[other.name] = other
+    write_manifest(tmp_path, manifest)
+    assert not manifest.passed(other)
+    builder.require_worth(tmp_path, report_of(engine.name, other.name), speed_gate=False)
+    assert "other-int8 is not near enough to FP32" in caplog.text
+    with pytest.raises(GateFailed, match="other-int8 is not near enough"):
+        builder.require_worth(tmp_path, report_of(other.name), speed_gate=False)
+
+
+def int8_engine(manifest: Manifest) -> EngineRecord:
+    """An INT8 engine in a manifest, without a race."""
+    manifest.graphs["int8-cpu"].quantization["accepted"] = True
+    found = replace(manifest.engines["onnxruntime-fp32"], precision="int8", graph="int8-cpu")
+    manifest.engines[found.name] = found
+    return found
+
+
+def report_of(*engines: str) -> Any:
+    """A parity report as far as the gate reads it."""
+    return SimpleNamespace(engines=[SimpleNamespace(engine=name) for name in engines])
 
 
 def test_sensitivity_writes_a_list_that_calibrate_takes(made: Path, data: Path) -> None:

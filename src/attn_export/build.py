@@ -6,8 +6,9 @@ Stages do not call each other; they meet here and in the bundle's files.
 from __future__ import annotations
 
 import importlib.util
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,10 @@ from attn_export.bundle import (
     write_manifest,
 )
 from attn_export.engines.session import CompileOptions
-from attn_export.errors import GateFailed, HostError, MissingPackage, UsageError
-from attn_export.int8 import quantize, study
+from attn_export.errors import GateFailed, HostError, Inconclusive, MissingPackage, UsageError
+from attn_export.int8 import measure_engines, quantize, study
 from attn_export.int8_options import Int8Options, require_data
-from attn_export.manifest import Manifest
+from attn_export.manifest import EngineRecord, Manifest
 from attn_export.portable import Fp16Options, Say, require_export, write_portable
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from attn_export.benchmarks.tolerances import Tolerances
     from attn_export.exporter.attention import Lowering
     from attn_export.exporter.source import ModelSource
+
+log = logging.getLogger("attn_export")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class BuildPlan:
     fp16: Fp16Options | None = None
     backend: str = "auto"
     int8: Int8Options | None = None
+    packed: bool = False
     options: CompileOptions = field(default_factory=CompileOptions)
     tolerances: Tolerances | None = None
     command: str = ""
@@ -70,8 +74,8 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
     require_export()
     if plan.int8 is not None:
         require_data(plan.int8)
-    name = resolve_backend(plan.backend, plan.options)
-    elsewhere = _elsewhere(name, plan.options)
+    names = resolve_backends(plan.backend, plan.options)
+    elsewhere = _elsewhere(names, plan.options)
     if elsewhere is not None:
         portable_bundle(plan, directory, say=say)
         raise HostError(
@@ -81,7 +85,7 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
     with staged(directory) as staging:
         bundle = _write_portable(plan, staging, directory / CACHE, say)
         options = replace(plan.options, cache=directory / CACHE, say=say)
-        report = compile_and_prove(bundle, name, options, plan.tolerances)
+        report = compile_and_prove(bundle, names, options, plan.tolerances, int8=plan.int8)
         write_report(bundle, "parity", report)
         write_manifest(staging, bundle.manifest)
     return report
@@ -106,6 +110,7 @@ def _write_portable(plan: BuildPlan, staging: Path, cache: Path, say: Say) -> Bu
         lowering=plan.lowering,
         buckets=plan.buckets,
         fp16=plan.fp16,
+        packed=plan.packed,
         command=plan.command,
         say=say,
     )
@@ -176,6 +181,8 @@ def _forget_int8(bundle: Bundle) -> None:
         del manifest.engines[name]
     for key in graphs:
         del manifest.graphs[key]
+    if manifest.choice and manifest.choice["engine"] in engines:
+        manifest.choice = None
     manifest.calibration = None
 
 
@@ -198,19 +205,19 @@ def compile_bundle(
     from attn_export.benchmarks.report_file import write_report
 
     Bundle.open(directory)
-    name = resolve_backend(backend, options)
-    elsewhere = _elsewhere(name, options)
+    names = resolve_backends(backend, options)
+    elsewhere = _elsewhere(names, options)
     if elsewhere is not None:
-        here = ", or with --backend onnxruntime for this one" if name == "tensorrt" else ""
+        here = ", or with --backend onnxruntime for this one" if names == ("tensorrt",) else ""
         raise HostError(f"{elsewhere}; {directory} is unchanged: run this on that machine{here}")
-    if options.profiles and options.provider == "cpu" and name == "onnxruntime":
+    if options.profiles and options.provider == "cpu" and "onnxruntime" in names:
         raise UsageError(
             "-b and -s are for a GPU: on a CPU an engine takes every shape up to the bundle's "
             "longest bucket"
         )
     with extended(directory) as bundle:
         options = replace(options, cache=directory / CACHE, say=say)
-        report = compile_and_prove(bundle, name, options, tolerances)
+        report = compile_and_prove(bundle, names, options, tolerances)
         write_report(bundle, "parity", report)
     return report
 
@@ -253,29 +260,56 @@ def parity(
     return report, None
 
 
-def require_worth(directory: Path, *, speed_gate: bool = True) -> None:
-    """The gates on a bundle's INT8 engines: near enough to FP32, and faster than what they replace.
+def require_worth(directory: Path, report: ParityReport, *, speed_gate: bool = True) -> None:
+    """The gates on the INT8 engines of a report: near enough to FP32, and faster than FP32 or FP16.
+
+    Of several backends one has to pass; what the others lack becomes a warning, and ``load`` does
+    not take them.
 
     Raises:
-        GateFailed: if one is not.
-        Inconclusive: if the noise hides which is faster.
+        GateFailed: if an engine is not near enough, or slower, and no other one passes.
+        Inconclusive: if the noise hides which is faster, and no other one passes.
     """
+    manifest = Bundle.open(directory).manifest
+    made = [manifest.engines[result.engine] for result in report.engines]
+    quantized = [record for record in made if record.precision == "int8"]
+    found = [_unworthy(manifest, record, speed_gate=speed_gate) for record in quantized]
+    failures = [error for error in found if error is not None]
+    if failures and len(failures) == len(quantized):
+        raise failures[0]
+    for failure in failures:
+        log.warning("%s", failure)
+
+
+def _unworthy(
+    manifest: Manifest, engine: EngineRecord, *, speed_gate: bool
+) -> GateFailed | Inconclusive | None:
+    try:
+        _require_worth(manifest, engine, speed_gate=speed_gate)
+    except (GateFailed, Inconclusive) as error:
+        return error
+    return None
+
+
+def _require_worth(manifest: Manifest, engine: EngineRecord, *, speed_gate: bool) -> None:
     from attn_export.benchmarks.race import require_faster
     from attn_export.benchmarks.stats import Interval
 
-    manifest = Bundle.open(directory).manifest
-    for engine in manifest.engines.values():
-        quantization = manifest.graphs[engine.graph].quantization
-        if quantization.get("accepted") is False:
-            raise GateFailed(
-                f"{engine.name} is not near enough to FP32 on the data "
-                f"({_said(quantization['accuracy'])}); calibrate with more or other data, exclude "
-                "layers ('attn-export calibrate --sensitivity' finds them), or ask for less with "
-                "--min-agreement or --min-cosine"
-            )
-        if engine.race and speed_gate:
-            found = Interval(**{key: engine.race[key] for key in ("median", "low", "high")})
-            require_faster(found, candidate=engine.name, rival=engine.race["rival"])
+    quantization = manifest.graphs[engine.graph].quantization
+    measured = engine.accuracy or {
+        "accepted": quantization.get("accepted"),
+        "results": quantization.get("accuracy"),
+    }
+    if measured["accepted"] is False:
+        raise GateFailed(
+            f"{engine.name} is not near enough to FP32 on the data "
+            f"({_said(measured['results'])}); calibrate with more or other data, exclude "
+            "layers ('attn-export calibrate --sensitivity' finds them), or ask for less with "
+            "--min-agreement or --min-cosine"
+        )
+    if engine.race and speed_gate:
+        found = Interval(**{key: engine.race[key] for key in ("median", "low", "high")})
+        require_faster(found, candidate=engine.name, rival=engine.race["rival"])
 
 
 def _said(accuracy: list[dict[str, Any]]) -> str:
@@ -295,21 +329,29 @@ def require_parity(report: ParityReport) -> None:
         raise GateFailed(f"parity failed: {', '.join(failed)} differs from eager PyTorch FP32")
 
 
-def resolve_backend(name: str, options: CompileOptions) -> str:
-    """The backend that ``auto`` means: TensorRT for a target or where a GPU and it are here."""
+def resolve_backends(name: str, options: CompileOptions) -> tuple[str, ...]:
+    """The backends that ``auto`` means: TensorRT for a target or where a GPU and it are here.
+
+    On a CPU they are ONNX Runtime and, where it is installed, OpenVINO; both are measured.
+    """
     from attn_export.engines.cuda_driver import probe
 
     if name != "auto":
-        return name
+        return (name,)
     if options.provider != "cpu":
-        return "onnxruntime"
-    if options.target:
-        return "tensorrt"
-    installed = importlib.util.find_spec("tensorrt") is not None
-    return "tensorrt" if installed and probe().problem is None else "onnxruntime"
+        return ("onnxruntime",)
+    if options.target or (_installed("tensorrt") and probe().problem is None):
+        return ("tensorrt",)
+    return tuple(name for name in ("onnxruntime", "openvino") if _installed(name)) or (
+        "onnxruntime",
+    )
 
 
-def _elsewhere(name: str, options: CompileOptions) -> HostError | None:
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _elsewhere(names: Sequence[str], options: CompileOptions) -> HostError | None:
     """Why these engines can only be made on another machine, or None.
 
     Raises:
@@ -318,8 +360,14 @@ def _elsewhere(name: str, options: CompileOptions) -> HostError | None:
     """
     from attn_export.engines.session import backend
 
+    if options.bf16 and "openvino" not in names:
+        raise UsageError(
+            f"--bf16 is for OpenVINO, and the backend here is {names[0]}; leave it out, or install "
+            "attn-export[openvino] and use --backend openvino or auto"
+        )
     try:
-        backend(name).require_host(options)
+        for name in names:
+            backend(name).require_host(options)
     except MissingPackage:
         raise
     except HostError as error:
@@ -328,53 +376,37 @@ def _elsewhere(name: str, options: CompileOptions) -> HostError | None:
 
 
 def compile_and_prove(
-    bundle: Bundle, name: str, options: CompileOptions, tolerances: Tolerances | None
+    bundle: Bundle,
+    names: Sequence[str],
+    options: CompileOptions,
+    tolerances: Tolerances | None,
+    int8: Int8Options | None = None,
 ) -> ParityReport:
-    """Make a backend's engines of a staged bundle's graphs, prove them, and race INT8."""
+    """Make the engines of some backends of a staged bundle's graphs, prove them, and race them.
+
+    Args:
+        int8: where the requests are that INT8 engines are held to FP32 with, too.
+    """
     from attn_export.benchmarks.parity import run_parity, summary
+    from attn_export.contest import choose_fastest, race_int8
     from attn_export.engines.session import backend
 
-    module = backend(name)
     made = []
-    for precision in module.graphs(bundle, options):
-        options.say(f"compiling {precision} for {name}")
-        record = module.compile(bundle, precision, options)
-        bundle.manifest.engines[record.name] = record
-        made.append(record.name)
+    for name in names:
+        module = backend(name)
+        for precision in module.graphs(bundle, options):
+            options.say(f"compiling {precision} for {name}")
+            record = module.compile(bundle, precision, options)
+            bundle.manifest.engines[record.name] = record
+            made.append(record.name)
     options.say("proving the engines equal to eager PyTorch")
     # What a plan of ours carries was put there a moment ago, on this machine.
     report = run_parity(bundle, engines=made, tolerances=tolerances, allow_host_code=True)
     for result in report.engines:
         bundle.manifest.engines[result.engine].parity = summary(report, result.engine)
+    if int8 is not None:
+        measure_engines(bundle, replace(int8, say=options.say))
     for engine in made:
-        _race(bundle, engine, options.say)
+        race_int8(bundle, engine, options.say)
+    choose_fastest(bundle, options.goal, options.say)
     return report
-
-
-def _race(bundle: Bundle, name: str, say: Say) -> None:
-    """Let an INT8 engine run against the one that it replaces: FP16 on a GPU, FP32 on a CPU."""
-    from attn_export.benchmarks.judge import runs_on_cpu
-    from attn_export.benchmarks.race import race
-    from attn_export.benchmarks.workload import Workload, synthetic_sequences
-    from attn_export.engines.engine import Engine
-    from attn_export.engines.session import LoadOptions, backend
-
-    manifest = bundle.manifest
-    record = manifest.engines[name]
-    if record.precision != "int8":
-        return
-    wanted = "fp32" if runs_on_cpu(record) or "fp16" not in manifest.graphs else "fp16"
-    rival = replace(record, precision=wanted).name
-    if rival not in manifest.engines:
-        return
-    say(f"racing {name} against {rival}")
-    sequences = synthetic_sequences(manifest.inputs, manifest.max_length)
-    requests = Workload(manifest.inputs, sequences).raw
-    with ExitStack() as stack:
-        pair = []
-        for engine in (record, manifest.engines[rival]):
-            options = LoadOptions(allow_host_code=True)
-            session = backend(engine.backend).load(bundle, engine, options)
-            pair.append(stack.enter_context(Engine(session, engine, check_ids=False)))
-        found = race(pair[0], pair[1], requests)
-    record.race = {"rival": rival, **asdict(found)}

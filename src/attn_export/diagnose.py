@@ -118,4 +118,4 @@ def _rewrite(
     manifest.graphs["fp16"] = write_fp16(options, bundle.directory / GRAPH, bundle.directory)
     if any(engine.backend == "onnxruntime" and not engine.variant for engine in engines.values()):
         compiling = replace(CompileOptions(), cache=cache, say=say)
-        compile_and_prove(bundle, "onnxruntime", compiling, tolerances)
+        compile_and_prove(bundle, ("onnxruntime",), compiling, tolerances)

@@ -89,22 +89,34 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  note: {warning}" for warning in graph["warnings"])
         if graph["quantization"]:
             yield from (f"  {line}" for line in _quantization(graph["quantization"]))
+    if facts["choice"]:
+        yield f"\nfastest for {facts['choice']['goal']}: {facts['choice']['reason']}"
     for name, engine in facts["engines"].items():
         yield f"\nengine {name}: {_verdict(engine['parity'])}"
-        made_on = {key: _plain(value) for key, value in engine["environment"].items() if value}
-        yield f"  made on {_pairs(made_on)}"
-        for profile in engine["profiles"]:
-            yield f"  profile {_pairs({axis: _spaced(sizes) for axis, sizes in profile.items()})}"
-        for bucket in engine["buckets"]:
-            yield f"  bucket {_pairs(bucket)}"
-        if engine["race"]:
-            race = engine["race"]
-            yield (
-                f"  {race['median']:.2f} [{race['low']:.2f}, {race['high']:.2f}] times as fast as "
-                f"{race['rival']}"
-            )
-        if engine["proof"]:
-            yield from (f"  {line}" for line in layer_proof.lines(engine["proof"]))
+        yield from (f"  {line}" for line in _engine_lines(engine))
+
+
+def _engine_lines(engine: Mapping[str, Any]) -> Iterator[str]:
+    made_on = {key: _plain(value) for key, value in engine["environment"].items() if value}
+    yield f"made on {_pairs(made_on)}"
+    for profile in engine["profiles"]:
+        yield f"profile {_pairs({axis: _spaced(sizes) for axis, sizes in profile.items()})}"
+    for bucket in engine["buckets"]:
+        yield f"bucket {_pairs(bucket)}"
+    if engine["accuracy"]:
+        near = "; ".join(_nearness(item) for item in engine["accuracy"]["results"])
+        yield near + ("" if engine["accuracy"]["accepted"] else "; NOT near enough to FP32")
+    if engine["race"]:
+        race = engine["race"]
+        yield (
+            f"{race['median']:.2f} [{race['low']:.2f}, {race['high']:.2f}] times as fast as "
+            f"{race['rival']}"
+        )
+    if engine["speed"]:
+        reached = engine["speed"]["samples_per_s"]["median"]
+        yield f"{reached:,.0f} samples/s beside the others, for {engine['speed']['goal']}"
+    if engine["proof"]:
+        yield from layer_proof.lines(engine["proof"])
 
 
 def quantization_lines(graphs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

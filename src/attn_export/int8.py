@@ -5,17 +5,24 @@ Calibration and export meet here in files; both halves know nothing of each othe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from attn_export.benchmarks.accuracy import Accuracy, is_near, require_accuracy
+from attn_export.benchmarks.accuracy import (
+    Accuracy,
+    compare_output,
+    is_near,
+    require_accuracy,
+)
 from attn_export.bundle import Bundle, file_record
+from attn_export.engines.engine import Engine
+from attn_export.engines.session import LoadOptions, backend
 from attn_export.int8_graphs import Work
 from attn_export.int8_options import Int8Options, require_data
 from attn_export.lazy import require
-from attn_export.manifest import Manifest
+from attn_export.manifest import EngineRecord, Manifest
 from attn_export.portable import Fp16Options
 
 if TYPE_CHECKING:
@@ -67,6 +74,39 @@ def quantize(
         bundle.manifest.graphs[key] = record
     work.ranges.save(bundle.directory / RANGES)
     bundle.manifest.calibration = file_record(bundle.directory / RANGES, root=bundle.directory)
+
+
+def measure_engines(bundle: Bundle, options: Int8Options) -> None:
+    """Hold each INT8 engine to FP32 on the data: what a backend computes is not what a graph says.
+
+    A graph's accuracy is ONNX Runtime's; another backend may compute what is not quantized in BF16
+    or FP16. The result stands in the engine's record.
+
+    Raises:
+        AttnExportError: as :func:`quantize` does.
+    """
+    engines = bundle.manifest.engines
+    quantized = [record for record in engines.values() if record.precision == "int8"]
+    if not quantized:
+        return
+    options.say("measuring the INT8 engines on the requests")
+    requests = list(_sample(bundle, options).requests)
+    whole = EngineRecord(backend="onnxruntime", precision="fp32", graph="fp32")
+    expected = _answers(bundle, whole, requests)
+    for record in quantized:
+        got = _answers(bundle, record, requests)
+        results = [compare_output(name, expected[name], got[name]) for name in expected]
+        record.accuracy = {
+            "accepted": is_near(results, options.min_agreement, options.min_cosine),
+            "results": [result.to_json() for result in results],
+        }
+
+
+def _answers(bundle: Bundle, record: EngineRecord, requests: Sequence[Any]) -> dict[str, Any]:
+    options = LoadOptions(allow_host_code=True)
+    session = backend(record.backend).load(bundle, record, options)
+    with Engine(session, record, check_ids=False) as engine:
+        return engine.run_many(requests)
 
 
 def study(bundle: Bundle, options: Int8Options, *, cache: Path) -> SensitivityReport:

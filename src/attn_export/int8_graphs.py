@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,17 +84,20 @@ class Work:
 
     def calibrate(self) -> None:
         """Decide what is quantized, and collect the ranges of its activations."""
+        if self._options.smooth is not None:
+            self.graph = self._smoothed(self._options.smooth)
+        self._placement = self._place()
+        self._statistics_of_all = self._statistics(self._placement.activations)
+        self.ranges = self._statistics_of_all.ranges(self._methods()[0])
+
+    def _place(self, left: Sequence[str] = ()) -> Placement:
+        """What is quantized; the nodes that are ``left`` stay as they are."""
         from attn_export.calibration.placement import place
         from attn_export.exporter.graph_file import read_graph
 
-        options = self._options
-        if options.smooth is not None:
-            self.graph = self._smoothed(options.smooth)
-        self._placement = place(
-            read_graph(self.graph), options.placement(self._bundle.manifest.max_length)
-        )
-        self._statistics_of_all = self._statistics(self._placement.activations)
-        self.ranges = self._statistics_of_all.ranges(self._methods()[0])
+        asked = self._options.placement(self._bundle.manifest.max_length)
+        exclude = (*asked.exclude, *(re.escape(name) for name in left))
+        return place(read_graph(self.graph), replace(asked, exclude=exclude))
 
     def _methods(self) -> tuple[str, ...]:
         return AUTO if self._options.method == "auto" else (self._options.method,)
@@ -115,13 +118,18 @@ class Work:
         self._moments = second_moments(self.graph, sorted(activations & read), self._batches())
 
     def write_symmetric(self) -> GraphRecord:
-        """Q/DQ with FP32 around it, for TensorRT 8.6, with the ranges that serve it best."""
-        tried: dict[str, _Symmetric] = {}
-        for method in self._methods():
-            self._say(f"writing the Q/DQ graph with ranges by {method}")
-            tried[method] = self._try_ranges(method)
+        """Q/DQ with FP32 around it, for TensorRT 8.6, with the ranges that serve it best.
+
+        Small products of values stay as they are: their error is the one that no softmax damps. If
+        that is not near enough, so do all products that make keys and values of shared heads.
+        """
+        from attn_export.calibration.cpu_int8 import cheap_values, shared_head_products
+
+        tried = {m: self._try_ranges(m, cheap_values(self.graph)) for m in self._methods()}
         chosen = max(tried, key=lambda method: tried[method].worth)
-        best = tried[chosen]
+        best, shared = tried[chosen], shared_head_products(self.graph)
+        if shared and not self._is_near(best.accuracy):
+            best = self._try_ranges(chosen, shared)
         self.ranges = best.ranges
         path = self._bundle.directory / INT8_GRAPH
         best.path.replace(path)
@@ -137,12 +145,14 @@ class Work:
         self._notes += best.summary.notes
         return record
 
-    def _try_ranges(self, method: str) -> _Symmetric:
+    def _try_ranges(self, method: str, left: Sequence[str]) -> _Symmetric:
         from attn_export.calibration.qdq import write_qdq
 
+        self._say(f"writing the Q/DQ graph with ranges by {method}")
         ranges = self._statistics_of_all.ranges(method)
         path = self._folder / f"{method}.onnx"
-        summary = write_qdq(self.graph, ranges, self._placement, path, moments=self._moments)
+        placement = self._place(left)
+        summary = write_qdq(self.graph, ranges, placement, path, moments=self._moments)
         return _Symmetric(path, ranges, summary, self._accuracy_of(path))
 
     def write_with_fp16(self, fp16: Fp16Options) -> GraphRecord:
@@ -306,11 +316,13 @@ class Work:
         """A CPU graph's accuracy, whether that is near enough, and its time for the sample."""
         with self._open(path) as engine:
             accuracy = self._accuracy(engine)
-            results = [Accuracy(**item) for item in accuracy]
-            near = is_near(results, self._options.min_agreement, self._options.min_cosine)
-            near = near and self._holds_parity(engine)
+            near = self._is_near(accuracy) and self._holds_parity(engine)
             ms = best_ms(engine, list(self._sample.requests))
         return {"accuracy": accuracy, "near": near, "ms": ms}
+
+    def _is_near(self, accuracy: Sequence[Mapping[str, Any]]) -> bool:
+        results = [Accuracy(**item) for item in accuracy]
+        return is_near(results, self._options.min_agreement, self._options.min_cosine)
 
     def _holds_parity(self, engine: Engine) -> bool:
         """Whether the parity matrix will pass: its lengths and ids are not those of the data."""

@@ -69,6 +69,10 @@ class EngineRecord:
         proof: which layers run in which precision, where the backend can tell.
         parity: the verdict on these very bytes: ``passed``, their sha256, the numbers.
         race: of an INT8 engine, how many times as fast it is as the ``"rival"`` it replaces.
+        accuracy: of an INT8 engine, how near it is to FP32 on the requests that it was calibrated
+            with, and whether that is ``"accepted"``; None where there were none when it was made.
+        speed: what it reached beside the bundle's other engines when it was built: the ``"goal"``,
+            and ``"samples_per_s"``.
     """
 
     backend: str
@@ -82,6 +86,8 @@ class EngineRecord:
     proof: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
     race: dict[str, Any] | None = None
+    accuracy: dict[str, Any] | None = None
+    speed: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +97,12 @@ class EngineRecord:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The content of manifest.json."""
+    """The content of manifest.json.
+
+    Args:
+        choice: of several backends' engines, the ``"engine"`` that was the fastest here, the
+            ``"goal"`` and the ``"reason"`` in words.
+    """
 
     model: dict[str, Any]
     inputs: list[TensorSpec]
@@ -101,6 +112,7 @@ class Manifest:
     engines: dict[str, EngineRecord] = field(default_factory=dict)
     reference: FileRecord | None = None
     calibration: FileRecord | None = None
+    choice: dict[str, Any] | None = None
     tool: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     schema_version: int = SCHEMA_VERSION
@@ -118,6 +130,8 @@ class Manifest:
         """Whether parity passed on the very bytes that it runs, and INT8 is near enough to FP32."""
         verdict, graph = engine.parity or {}, self.graphs.get(engine.graph)
         if graph is not None and graph.quantization.get("accepted") is False:
+            return False
+        if engine.accuracy is not None and not engine.accuracy["accepted"]:
             return False
         return bool(verdict.get("passed")) and verdict.get("sha256") == self.shipped(engine).sha256
 

@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from attn_export.exporter.source import LoadedModel, ModelSource
 
 GRAPH = "model.onnx"
+PACKED_GRAPH = "model.packed.onnx"
 FP16_GRAPH = "model.fp16.onnx"
 FP16_TWIN = "model.fp16.twin.onnx"
+# The packages whose versions the manifest keeps.
+RECORDED = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "numpy",
+)
 
 Say = Callable[[str], None]
 
@@ -96,14 +108,24 @@ def write_portable(
     fp16: Fp16Options | None,
     command: str,
     say: Say,
+    packed: bool = False,
 ) -> Manifest:
-    """Write graphs and golden file; returns the manifest, which names no engine yet."""
+    """Write graphs and golden file; returns the manifest, which names no engine yet.
+
+    Args:
+        packed: also a graph of rows that several texts share.
+
+    Raises:
+        UsageError: if such a graph is asked for and the model cannot be packed.
+    """
     from attn_export.benchmarks.cases import save_reference
     from attn_export.exporter.export import export_graph
+    from attn_export.exporter.packed import packed_model
     from attn_export.exporter.source import load_model, weights_sha256
 
     say("making the model")
     model = load_model(source)
+    on_rows = packed_model(model) if packed else None
     edges = choose_buckets(buckets, model)
     model_facts = {
         "name": source.name,
@@ -125,6 +147,11 @@ def write_portable(
     if fp16 is not None:
         say("typing the graph to FP16")
         graphs["fp16"] = write_fp16(fp16, graph, staging)
+    if on_rows is not None:
+        say("exporting the packed graph")
+        path = staging / PACKED_GRAPH
+        export_graph(on_rows, path, lowering=lowering, metadata=metadata)
+        graphs["packed"] = graph_record(path, "fp32")
     return Manifest(
         model=model_facts,
         inputs=list(model.inputs),
@@ -238,7 +265,16 @@ def _metadata(model: LoadedModel, lowering: Lowering) -> dict[str, str]:
 
 
 def _tool() -> dict[str, Any]:
-    packages = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy")
+    packages = (
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "numpy",
+    )
     versions = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

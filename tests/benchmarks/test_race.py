@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attn_export.benchmarks.race import race, require_faster
+from attn_export.benchmarks.race import interleaved_rates, race, require_faster
 from attn_export.benchmarks.stats import Interval
 from attn_export.errors import GateFailed, Inconclusive
 
@@ -32,7 +32,27 @@ def test_the_ratio_is_that_of_the_times_and_the_turns_alternate(
     log: list[str] = []
     found = race(Sleeper(0.01, log, "a"), Sleeper(0.03, log, "b"), [1])  # type: ignore[arg-type]
     assert 2 < found.median < 4
-    assert "".join(log[6:]) == "abbaabbaabbaab"
+    assert "".join(log)[-18:] == "abbaabbaabbaabbaab"
+
+
+@pytest.mark.parametrize(("goal", "calls"), [("throughput", [3]), ("latency", [1, 1, 1])])
+def test_requests_are_asked_at_once_or_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, goal: Any, calls: list[int]
+) -> None:
+    monkeypatch.setattr("attn_export.benchmarks.race.LEAST_TURN_S", 0.001)
+    asked: list[int] = []
+
+    class Counter(Sleeper):
+        def run_many(self, sequences: Sequence[Any]) -> dict[str, Any]:
+            asked.append(len(sequences))
+            return super().run_many(sequences)
+
+    engine = Counter(0.004, [], "a")
+    rates = interleaved_rates([engine, engine], [7, 8, 9], goal)  # type: ignore[list-item]
+    assert asked[-len(calls) :] == calls
+    assert [len(found) for found in rates] == [9, 9]
+    # A call takes 4 ms and something: 3 requests at once, or one.
+    assert max(max(found) for found in rates) <= len([7, 8, 9]) / len(calls) / 0.004
 
 
 @pytest.mark.parametrize(

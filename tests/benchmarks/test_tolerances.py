@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from attn_export.benchmarks.tolerances import Tolerances
+from attn_export.benchmarks.tolerances import CEILINGS, PRESETS, Tolerances
 from attn_export.errors import UsageError
 
 
-@pytest.mark.parametrize(("precision", "value"), [("fp32", 1e-4), ("fp16", 5e-3)])
+@pytest.mark.parametrize(("precision", "value"), [("fp32", 1e-4), ("fp16", 5e-3), ("bf16", 4e-2)])
 def test_presets(precision: str, value: float) -> None:
     assert Tolerances().allowed("logits", precision) == (value, value)
 
@@ -38,6 +39,15 @@ def test_fp16_may_reach_its_ceiling_and_not_pass_it() -> None:
     assert Tolerances.parse(["1e-2"], ["1e-2"]).allowed("logits", "fp16") == (1e-2, 1e-2)
     with pytest.raises(UsageError, match=r"--rtol 0\.02 is too loose for fp16: at most 0\.01"):
         Tolerances.parse(["1e-3"], ["2e-2"]).allowed("logits", "fp16")
+
+
+def test_bf16_is_allowed_as_much_more_as_its_roundings_are_larger() -> None:
+    """The next number after 1 is 2**-7 away in BF16 and 2**-10 in FP16."""
+    bf16, fp16 = torch.finfo(torch.bfloat16).eps, torch.finfo(torch.float16).eps
+    assert PRESETS["bf16"] / PRESETS["fp16"] == bf16 / fp16
+    assert CEILINGS["bf16"] / CEILINGS["fp16"] == bf16 / fp16
+    with pytest.raises(UsageError, match=r"--atol 0\.1 is too loose for bf16: at most 0\.08"):
+        Tolerances.parse(["0.1"]).allowed("logits", "bf16")
 
 
 def test_fp32_has_no_ceiling() -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ V100 = Gpu(name="Tesla V100", compute_capability="7.0", memory_mib=16160)
 FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
 EVERYTHING = {
     "onnxruntime": "1.31.1",
+    "openvino": "2026.4.1",
     "torch": "2.13.0+cpu",
     "onnx": "1.23.2",
     "onnxscript": "0.7.2",
@@ -36,6 +36,7 @@ OUR_REQUIREMENTS = (
     "click>=8.1",
     'onnxruntime>=1.20; extra == "cpu"',
     'onnxruntime-gpu>=1.20; extra == "gpu"',
+    'openvino>=2025.0; extra == "openvino"',
     'torch>=2.9; extra == "export"',
     'onnx>=1.19; extra == "export"',
     'onnxscript>=0.5; extra == "export"',
@@ -103,6 +104,7 @@ def test_with_every_package_and_no_gpu_all_but_tensorrt_is_possible(examine: Exa
     assert possible == {
         "build": True,
         "run on CPU": True,
+        "run with OpenVINO": True,
         "build TensorRT engines": False,
         "texts": True,
     }
@@ -133,6 +135,13 @@ def test_with_every_package_and_no_gpu_all_but_tensorrt_is_possible(examine: Exa
             ["onnxruntime is not installed"],
             "pip install 'attn-export[cpu]'",
             id="onnxruntime-to-run",
+        ),
+        pytest.param(
+            "openvino",
+            "run with OpenVINO",
+            ["openvino is not installed"],
+            "pip install 'attn-export[openvino]'",
+            id="openvino",
         ),
         pytest.param(
             "tokenizers",
@@ -279,22 +288,22 @@ def test_this_machine_is_described() -> None:
     assert doctor.render(report)[0].startswith("attn-export ")
 
 
-def test_cpu_features_are_read_from_the_flags(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(
-        "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu avx2 avx512f\n\n"
-        "processor\t: 1\nmodel name\t: Other\nflags\t\t: amx_int8\n"
-    )
-    cpu = doctor._cpu(cpuinfo)
-    assert cpu.model == "Some CPU @ 2.00GHz"
-    assert [name for name, present in cpu.features.items() if present] == ["avx2", "avx512f"]
-
-
-def test_a_processor_without_a_model_name_is_named_by_its_kind(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    cpu = doctor._cpu(tmp_path / "cpuinfo")
-    assert cpu.model == platform.machine()
-    assert not any(cpu.features.values())
+@pytest.mark.parametrize(
+    ("present", "said"),
+    [
+        (
+            {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"},
+            "FP32 by AVX-512, BF16 by AMX, INT8 by AMX",
+        ),
+        ({"avx2", "avx_vnni"}, "FP32 by AVX2, no BF16 unit known, INT8 by AVX VNNI"),
+        (set(), "no FP32 unit known, no BF16 unit known, no INT8 unit known"),
+    ],
+)
+def test_what_the_cpu_multiplies_in_hardware_is_a_line(present: set[str], said: str) -> None:
+    report = doctor.examine()
+    features = {name: name in present for name in report.cpu.features}
+    lines = doctor.render(replace(report, cpu=replace(report.cpu, features=features)))
+    assert f"Computes  {said}" in lines
 
 
 def test_a_container_limit_counts_as_the_memory(tmp_path: Path) -> None:
@@ -308,6 +317,7 @@ def test_a_container_limit_counts_as_the_memory(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported(fresh_python: FreshPython) -> None:
     code = (
         "import sys; from attn_export.engines import doctor; doctor.render(doctor.examine());"
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'numpy'} & set(sys.modules)))"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     assert fresh_python("-c", code).stdout == "[]\n"

@@ -71,6 +71,33 @@ def test_run_all_equals_numpy_and_keeps_the_order(
         assert_equal_to_twin(outputs, feeds, twin)
 
 
+def test_for_latency_batches_run_one_after_the_other(bundle: Bundle, twin: Twin) -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[dict[str, Any]]:
+        for feeds in batches_of(bundle, 6):
+            taken.append(len(taken))
+            yield feeds
+
+    path, manifest = bundle.directory / "model.onnx", bundle.manifest
+    session = open_graph(
+        path,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        buckets=manifest.buckets["edges"],
+        threads=2,
+        goal="latency",
+    )
+    assert (session.streams, session.threads) == (1, 2)
+    before = threading.active_count()
+    for done, outputs in enumerate(session.run_all(source()), start=1):
+        assert len(taken) == done
+        assert_equal_to_twin(outputs, batches_of(bundle, 6)[done - 1], twin)
+    assert done == 6
+    assert threading.active_count() == before
+    session.close()
+
+
 def test_run_all_of_nothing_is_nothing(session: OnnxRuntimeSession) -> None:
     assert list(session.run_all([])) == []
 

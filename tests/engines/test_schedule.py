@@ -48,6 +48,25 @@ def test_every_plan_keeps_its_promises(
 
 
 @pytest.mark.parametrize(
+    ("unpadded_tokens", "expected"),
+    [
+        # Sorted: 6 (1), 6 (3), 6 (4), 5 (0), 5 (2), 4 (5). 30 tokens hold five of 6.
+        pytest.param(None, [([1, 3, 4, 0, 2], 6), ([5], 4)], id="mixed"),
+        pytest.param(18, [([1, 3, 4], 6), ([0, 2, 5], 5)], id="three of 6, but not two of 5"),
+        pytest.param(10, [([1, 3, 4], 6), ([0, 2], 5), ([5], 4)], id="each length"),
+        pytest.param(19, [([1, 3, 4, 0, 2], 6), ([5], 4)], id="too few of each"),
+    ],
+)
+def test_sequences_of_one_length_are_a_batch_of_their_own_from_some_tokens_on(
+    unpadded_tokens: int | None, expected: list[tuple[list[int], int]]
+) -> None:
+    found = plan_batches(
+        [5, 6, 5, 6, 6, 4], edges=EDGES, batch_tokens=30, unpadded_tokens=unpadded_tokens
+    )
+    assert as_lists(found) == expected
+
+
+@pytest.mark.parametrize(
     ("largest", "expected"),
     [
         # Sorted: 12 (2) | 8 (0), 7 (3), 7 (5), 5 (6) | 4 (1), 3 (4).
