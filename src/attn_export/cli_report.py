@@ -1,0 +1,33 @@
+"""The command that puts all results of a bundle, or of a matrix, on one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from attn_export.options import bundle_argument, json_option
+
+
+@click.command()
+@bundle_argument
+@json_option
+def report(directory: Path, as_json: bool) -> None:
+    """Write report.html and report.md from the results that stand in DIR.
+
+    DIR is a bundle, or the folder that 'bench --matrix' wrote. Nothing is measured; what is absent
+    is named on the page with the command that makes it.
+
+    \b
+    Example:
+        attn-export report mqa-bundle
+    """
+    from attn_export.benchmarks.report_pages import write_reports
+
+    written = write_reports(directory)
+    if as_json:
+        click.echo(json.dumps({"written": [str(path) for path in written]}, indent=2))
+        return
+    for path in written:
+        click.echo(path)
