@@ -1,0 +1,113 @@
+"""``attn-export check``: one command for continuous integration."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from attn_export.console import Steps
+from attn_export.errors import UsageError
+from attn_export.options import (
+    PATH,
+    bundle_argument,
+    data_options,
+    host_code_option,
+    json_option,
+)
+
+
+def _share(context: click.Context, option: click.Parameter, text: str) -> float:
+    """A share below one, from ``5%`` or ``0.05``."""
+    number, scale = (text[:-1], 100) if text.endswith("%") else (text, 1)
+    try:
+        share = float(number) / scale
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise click.BadParameter(f"{text!r} is no share from 0 to below 1; give 5% or 0.05")
+    return share
+
+
+@click.command()
+@bundle_argument
+@click.option("--baseline", type=PATH, metavar="DIR|BENCH.JSON", help="A bundle, or a bench.json.")
+@click.option(
+    "--max-regression",
+    callback=_share,
+    default="5%",
+    show_default=True,
+    metavar="SHARE",
+    help="What may be lost of the baseline's samples/s.",
+)
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Times eager PyTorch FP32, padded to the maximum.",
+)
+@click.option("--engine", help="One engine instead of all.")
+@data_options
+@host_code_option
+@click.option("--junit", type=PATH, metavar="FILE", help="Write JUnit XML too.")
+@json_option
+@click.pass_context
+def check(  # noqa: PLR0917
+    context: click.Context,
+    directory: Path,
+    baseline: Path | None,
+    max_regression: float,
+    min_speedup: float | None,
+    engine: str | None,
+    data: Path | None,
+    tokenizer: Path | None,
+    allow_host_code: bool,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Gate the bundle DIR in CI: parity, a least speed-up, no regression from a baseline.
+
+    Exits 0 when every gate passed, 1 when one said no, 5 when noise hides the answer.
+
+    \b
+    Examples:
+        attn-export check mqa-bundle --min-speedup 1.2
+        attn-export check mqa-bundle --baseline main-bundle --max-regression 5%
+        attn-export check mqa-bundle --baseline bench.json --junit check.xml
+    """
+    given = context.get_parameter_source("max_regression") != ParameterSource.DEFAULT
+    if given and baseline is None:
+        raise click.UsageError("--max-regression needs --baseline")
+    if junit is not None and junit.is_dir():
+        raise UsageError(f"--junit {junit} is a directory; give a file")
+    from attn_export.benchmarks.check_table import render_check
+    from attn_export.benchmarks.junit import junit_xml
+    from attn_export.benchmarks.report_pages import refresh_pages
+    from attn_export.benchmarks.step_summary import append_step_summary
+    from attn_export.bundle import write_atomic
+    from attn_export.check import CheckOptions, check_bundle
+
+    options = CheckOptions(
+        min_speedup=min_speedup,
+        baseline=baseline,
+        max_regression=max_regression,
+        engine=engine,
+        data=data,
+        tokenizer=tokenizer,
+        allow_host_code=allow_host_code,
+    )
+    with Steps() as say:
+        report = check_bundle(directory, options, say=say)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(render_check(report))
+    refresh_pages(directory)
+    append_step_summary(report)
+    if junit is not None:
+        write_atomic(junit, junit_xml(report))
+    report.require_pass()
