@@ -5,12 +5,11 @@ Throughput counts real samples, never padding; ratios are taken round by round.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,32 @@ import numpy as np
 from attn_export.bundle import Bundle
 from attn_export.calibration.lengths import length_histogram
 from attn_export.engines.buckets import padded_tokens
-from attn_export.engines.doctor import examine
-from attn_export.errors import BundleError, InputError, UsageError
-from attn_export.manifest import EngineRecord
+from attn_export.errors import HostError
 
-from .bench_report import BenchReport, CandidateResult
-from .candidates import Settings, longest_of
+from .bench_report import BenchReport, CandidateResult, Failure
+from .bench_settings import (
+    checked_threads,
+    chosen_engines,
+    comparable_settings,
+    described,
+    fitting_sequences,
+)
+from .candidates import Settings
 from .devices import CPU, GPU, device_of
+from .environment import environment
 from .gpu_watch import GpuWatch
 from .interpreter import Interpreter, other_interpreter, this_interpreter
 from .judge import runs_on_cpu
+from .latency import Latency
 from .lineup import Lineup
-from .rounds import FULL, QUICK, Entry, Rounds, Say
+from .machine_state import MachineWatch
+from .rounds import FULL, QUICK, Entry, Plan, Rounds, Say
 from .stats import median_interval, percentiles, ratio_interval
-from .workload import Ids, synthetic_sequences
+from .steadiness import STEADY_CV
+from .workload import Ids
 
-SYNTHETIC = "2,000 synthetic sequences: uniform ids, as long as tweets"
+# Beyond it a candidate's rounds are called noisy.
+NOISY_CV = 0.05
 
 
 def run_bench(
@@ -49,6 +58,7 @@ def run_bench(
     allow_host_code: bool = False,
     eager_python: str | None = None,
     engine_python: str | None = None,
+    peers: Sequence[str] = (),
     say: Say = lambda text: None,
 ) -> BenchReport:
     """Measure every engine of a bundle that this host can run, or one, beside eager PyTorch FP32.
@@ -58,32 +68,33 @@ def run_bench(
 
     Args:
         sequences: int32 ids, each of shape [tokens]; None for synthetic ones as long as tweets.
-        quick: short turns and two rounds: a first impression.
+        quick: short turns and fewer rounds: a first impression.
         batch_size: samples in a batch of the padded candidates.
         threads: CPU threads of every candidate, or None for each CPU that this process may use.
         allow_host_code: run the code that a version-compatible plan may carry.
         eager_python: the interpreter of eager candidates, with torch; None is this one.
         engine_python: the interpreter of engines: Python 3.10 or later with numpy and the
             backend's packages; None is this one.
+        peers: what else to run beside the engines, by the names of
+            :data:`~attn_export.benchmarks.peers.PEERS`.
         say: told each step.
+
+    A candidate that crashes, hangs or fails is in the report's ``failed``; see
+    :meth:`~attn_export.benchmarks.bench_report.BenchReport.require_complete`. One that cannot be
+    loaded here is skipped with a reason: eager PyTorch, a peer, an engine for another GPU.
 
     Raises:
         UsageError: unknown engine or interpreter; a number below 1; more threads than CPUs.
         InputError: no sequences, or one that is empty or longer than the engines take.
-        BundleError: no engine, or an altered file.
+        BundleError: no engine.
         HostError: if this host cannot run the named engine, or none at all.
-        AttnExportError: if an engine fails. Eager candidates that fail are skipped with a reason.
+        AttnExportError: if no engine could be loaded: why the first one could not.
     """
     plan = QUICK if quick else FULL
-    count = plan.rounds if rounds is None else rounds
-    cpus = len(os.sched_getaffinity(0))
-    threads = cpus if threads is None else threads
-    _check_numbers(batch_size=batch_size, rounds=count, threads=threads)
-    if threads > cpus:
-        raise UsageError(f"threads is {threads}; this process may use {cpus} CPUs")
-    chosen = _chosen(bundle, engine)
-    data = SYNTHETIC if sequences is None else f"{len(sequences)} given sequences"
-    sequences = _sequences(bundle, chosen, sequences)
+    plan = replace(plan, rounds=plan.rounds if rounds is None else rounds)
+    threads = checked_threads(threads, batch_size=batch_size, rounds=plan.rounds)
+    chosen = chosen_engines(bundle, engine)
+    data, sequences = described(sequences), fitting_sequences(bundle, chosen, sequences)
     common = Settings(
         candidate="",
         engine=None,
@@ -91,9 +102,8 @@ def run_bench(
         batch_size=batch_size,
         allow_host_code=allow_host_code,
     )
-    before = os.getloadavg()[0]
-    watch = GpuWatch()
-    with ExitStack() as stack:
+    watch, machine = GpuWatch(), MachineWatch()
+    with machine, ExitStack() as stack:
         if any(device_of(record) == GPU for record in chosen.values()):
             stack.enter_context(watch)
         field = Rounds(
@@ -106,64 +116,87 @@ def run_bench(
             stack=stack,
         )
         lineup = Lineup(bundle, field, common)
-        lineup.start(chosen, named=engine is not None)
-        field.prepare()
-        for number in range(1, count + 1):
-            field.run(f"round {number} of {count}")
-        latencies = field.latencies()
-        needed = field.stop()
+        try:
+            lineup.start(chosen, named=engine is not None, peers=peers)
+        except HostError as error:
+            for failure in field.failed.values():
+                raise failure from error
+            raise
+        measured = _measure(field, plan)
+    return _report(
+        bundle,
+        sequences,
+        measured,
+        data=data,
+        quick=quick,
+        plan=plan,
+        common=common,
+        skipped=lineup.skipped,
+        notes=[*lineup.notes(), *watch.notes, *machine.notes],
+        environment=environment(watch, machine),
+        load_average=machine.load_average,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What the workers said; ``needed`` is their memory, the rates are in the field's entries."""
+
+    field: Rounds
+    latencies: dict[str, list[Latency]]
+    needed: dict[str, dict[str, Any]]
+
+
+def _measure(field: Rounds, plan: Plan) -> _Measured:
+    field.prepare()
+    for number in range(1, plan.rounds + 1):
+        field.run(f"round {number} of {plan.rounds}")
+    latencies = field.latencies()
+    return _Measured(field=field, latencies=latencies, needed=field.stop())
+
+
+def _report(
+    bundle: Bundle,
+    sequences: Sequence[Ids],
+    measured: _Measured,
+    *,
+    data: str,
+    quick: bool,
+    plan: Plan,
+    common: Settings,
+    skipped: Mapping[str, str],
+    notes: Sequence[str],
+    **found: Any,
+) -> BenchReport:
+    field = measured.field
+    results = [_result(bundle, entry, field.entries, measured.needed) for entry in field.entries]
+    failed = {n: Failure(error=type(e).__name__, reason=str(e)) for n, e in field.failed.items()}
+    given = {"batch_size": common.batch_size, "threads": common.threads, "quick": quick}
     return BenchReport(
         model=str(bundle.manifest.model.get("name", "")),
         data=data,
         sequences=len(sequences),
         mean_length=float(np.mean([len(ids) for ids in sequences])),
         max_length=bundle.manifest.max_length,
-        batch_size=batch_size,
-        threads=threads,
-        rounds=count,
+        batch_size=common.batch_size,
+        threads=common.threads,
+        rounds=plan.rounds,
         quick=quick,
         padded_shares=_padded_shares(sequences, bundle.manifest.buckets["edges"]),
-        results=[_result(bundle, entry, field.entries, needed) for entry in field.entries],
-        skipped={**lineup.skipped, **field.skipped},
-        environment=_environment(watch),
-        load_average=(before, os.getloadavg()[0]),
-        latencies=latencies,
-        notes=[*lineup.notes(), *watch.notes],
+        results=results,
+        skipped=_skipped({**skipped, **field.skipped}, failed),
+        failed=failed,
+        latencies=measured.latencies,
+        notes=[*notes, *_noise_notes(results)],
+        settings=comparable_settings(bundle, sequences, data=data, **given, **asdict(plan)),
+        **found,
     )
 
 
-def _check_numbers(**given: int) -> None:
-    for name, value in given.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
-
-
-def _chosen(bundle: Bundle, engine: str | None) -> dict[str, EngineRecord]:
-    engines = bundle.manifest.engines
-    if not engines:
-        raise BundleError(
-            f"{bundle.directory} has no engine yet; make one with 'attn-export compile'"
-        )
-    if engine is not None and engine not in engines:
-        raise UsageError(f"unknown engine {engine!r}; the bundle has: {', '.join(engines)}")
-    return {name: engines[name] for name in (engines if engine is None else [engine])}
-
-
-def _sequences(
-    bundle: Bundle, chosen: Mapping[str, EngineRecord], given: Sequence[Ids] | None
-) -> Sequence[Ids]:
-    """The given sequences, if all engines take them; or synthetic ones that they take."""
-    longest = min(longest_of(bundle, record) for record in chosen.values())
-    if given is None:
-        return synthetic_sequences(bundle.manifest.inputs, longest)
-    if not given:
-        raise InputError("there are no sequences to measure with; give at least one")
-    for index, ids in enumerate(given):
-        if not 1 <= len(ids) <= longest:
-            raise InputError(
-                f"sequence {index} (from 0) has {len(ids)} tokens; the engines take 1 to {longest}"
-            )
-    return given
+def _skipped(found: dict[str, str], failed: Mapping[str, Failure]) -> dict[str, str]:
+    """Without what has a row of its own as a failure."""
+    reasons = [failure.reason for failure in failed.values()]
+    return {name: reason for name, reason in found.items() if reason not in reasons}
 
 
 def _interpreter(python: str | None, stack: ExitStack) -> Interpreter:
@@ -179,20 +212,6 @@ def _padded_shares(sequences: Sequence[Ids], edges: Sequence[int]) -> dict[str, 
     return {
         name: 1 - tokens / (tokens + padded_tokens(histogram, upto))
         for name, upto in (("maximum", edges[-1:]), ("bucket edges", edges))
-    }
-
-
-def _environment(watch: GpuWatch) -> dict[str, Any]:
-    found = examine()
-    packages = {p.name: p.version for extra in found.extras.values() for p in extra if p.version}
-    return {
-        "attn_export": found.attn_export,
-        "python": found.python,
-        "platform": found.platform,
-        "cpu": asdict(found.cpu),
-        "memory_mib": found.memory_mib,
-        "packages": packages,
-        **({"cuda": asdict(found.cuda), "gpu": watch.found} if watch.found else {}),
     }
 
 
@@ -218,9 +237,29 @@ def _result(
         },
         device=GPU if entry.on_gpu else CPU,
         eager_device=settings.eager_device,
+        stable=entry.stable,
+        warm_up_cv=entry.warm_up_cv,
         **needed[settings.name],
         **entry.started,
     )
+
+
+def _noise_notes(results: Sequence[CandidateResult]) -> list[str]:
+    """Which numbers are less certain than they look, and why."""
+    noisy = [f"{r.name} {r.cv:.0%}" for r in results if r.cv > NOISY_CV]
+    unsteady = [f"{r.name} {r.warm_up_cv:.0%}" for r in results if not r.stable]
+    notes = []
+    if noisy:
+        notes.append(
+            f"the rounds of these vary by more than {NOISY_CV:.0%} (coefficient of variation): "
+            + ", ".join(noisy)
+        )
+    if unsteady:
+        notes.append(
+            f"the warm-up of these ended by its time limit, not because times were within "
+            f"{STEADY_CV:.0%} (coefficient of variation): {', '.join(unsteady)}"
+        )
+    return notes
 
 
 def _is_baseline(other: Settings, of: Settings) -> bool:

@@ -15,6 +15,8 @@ Each engine is run as
 * ``hand-sorted``: a loop by hand over the same engine with all arrays made beforehand, the best
   of several budgets: what ``run_many`` could reach at most.
 
+Beside them run the peers that were asked for, ``peer-...``: see :mod:`.peers`.
+
 Except for ``engine-bucketed``, feeds are made outside of the timing. All of them begin with NumPy
 arrays on the host and end with NumPy arrays on the host.
 """
@@ -26,8 +28,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from attn_export.bundle import Bundle
@@ -40,6 +43,8 @@ from attn_export.spec import TensorSpec
 
 from .devices import CPU, GPU, Device, device_of
 from .loops import BatchLoop, Candidate, HandSorted, HandStreamed, RunMany
+from .peer_making import make_peer
+from .peers import PREFIX
 from .workload import padded_batches, sorted_batches
 
 EAGER_MHA, EAGER_PADDED, EAGER_DYNAMIC = "eager-mha-padded", "eager-padded", "eager-dynamic"
@@ -63,12 +68,13 @@ class Settings:
     """How a candidate is made.
 
     Args:
-        engine: the engine's name in the manifest; None for eager candidates.
+        engine: the engine's name in the manifest; None for eager candidates and peers.
         threads: CPU threads, the same for all candidates.
-        batch_size: of all candidates but ``engine-bucketed`` and ``hand-sorted``.
-        eager_device: where an eager candidate runs, and where those run that an engine is
+        batch_size: of all candidates but the sorted ones.
+        eager_device: where an eager candidate or a peer runs, and where those run that an engine is
             compared with.
         allow_host_code: run the code that a version-compatible plan may carry.
+        sequences: the file of the measurement's own sequences, for a peer to calibrate on.
     """
 
     candidate: str
@@ -77,6 +83,17 @@ class Settings:
     batch_size: int
     eager_device: Device = CPU
     allow_host_code: bool = False
+    sequences: str = ""
+
+    @property
+    def peer(self) -> str | None:
+        """The name of the peer that this is, or None."""
+        return self.candidate.removeprefix(PREFIX) if self.candidate.startswith(PREFIX) else None
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether it makes its own batches of all sequences."""
+        return self.candidate in (BUCKETED, HAND_SORTED) or self.peer is not None
 
     @property
     def name(self) -> str:
@@ -92,9 +109,10 @@ class Made:
 
     Args:
         inputs: what it takes.
-        session: the engine's; None for eager candidates.
+        session: the engine's; None for eager candidates and peers.
         rest: give back the device memory that it needs only while it runs.
         device_mib: how much device memory it needed at most, or None where that is not known.
+        facts: what it tells of itself; of a peer see :func:`.peer_making.make_peer`.
     """
 
     candidate: Candidate
@@ -102,10 +120,16 @@ class Made:
     session: Session | None = None
     rest: Callable[[], None] = lambda: None
     device_mib: Callable[[], float | None] = lambda: None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def import_packages(bundle: Bundle, settings: Settings) -> None:
-    """Import what the candidate needs, so that its loading can be timed apart."""
+    """Import what the candidate needs, so that its loading can be timed apart.
+
+    A peer imports what it needs while it is made.
+    """
+    if settings.peer is not None:
+        return
     if settings.engine is None:
         names = ["torch", "attn_export.exporter.source", "attn_export.exporter.eager"]
     else:
@@ -121,8 +145,10 @@ def make(bundle: Bundle, settings: Settings, stack: ExitStack) -> Made:
     """Load a candidate's model; it is freed when ``stack`` closes.
 
     Raises:
-        AttnExportError: if the model cannot be rebuilt or the engine not be loaded.
+        AttnExportError: if the model cannot be rebuilt, or the engine or peer not be loaded.
     """
+    if settings.peer is not None:
+        return _make_peer(bundle, settings, settings.peer, stack)
     if settings.engine is None:
         return _make_eager(bundle, settings)
     return _make_engine(bundle, settings, bundle.manifest.engines[settings.engine], stack)
@@ -167,6 +193,18 @@ def _make_eager(bundle: Bundle, settings: Settings) -> Made:
         rest=torch.cuda.empty_cache,
         device_mib=lambda: torch.cuda.max_memory_reserved() / MIB,
     )
+
+
+def _make_peer(bundle: Bundle, settings: Settings, name: str, stack: ExitStack) -> Made:
+    loop, facts = make_peer(
+        bundle,
+        name,
+        threads=settings.threads,
+        device=settings.eager_device,
+        sequences=Path(settings.sequences),
+        stack=stack,
+    )
+    return Made(candidate=loop, inputs=bundle.manifest.inputs, facts=facts)
 
 
 def _make_engine(

@@ -229,6 +229,7 @@ def _planned(workload: Workload, chosen: Lengths, session: Session, tokens: int)
         edges=session.buckets,
         batch_tokens=tokens,
         largest=largest_batches(session.profiles) or None,
+        unpadded_tokens=getattr(session, "unpadded_tokens", None),
     )
     return [PlannedBatch(chosen[batch.indices], batch.length) for batch in batches]
 

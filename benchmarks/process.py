@@ -31,6 +31,7 @@ _ERRORS: dict[str, type[AttnExportError]] = {
     "BuildFailed": BuildFailed,
     "BundleError": BundleError,
 }
+CANDIDATE = "attn_export.benchmarks.worker"
 TAIL_LINES = 15
 PATIENCE_S = 5.0
 # To load, to compile, to warm up: far longer than any of them should take.
@@ -40,11 +41,16 @@ LIMIT_S = 600.0
 class Worker:
     """A process that runs one candidate; use it in ``with``.
 
+    Args:
+        module: of this package, what the process runs.
+
     Attributes:
         died: it ended, or was ended, without an answer.
     """
 
-    def __init__(self, name: str, interpreter: Interpreter | None = None) -> None:
+    def __init__(
+        self, name: str, interpreter: Interpreter | None = None, *, module: str = CANDIDATE
+    ) -> None:
         self.name = name
         self.died = False
         # A file and not a pipe: a worker that prints much would block on a full pipe.
@@ -52,7 +58,7 @@ class Worker:
         interpreter = interpreter or this_interpreter()
         self._spawned = time.monotonic()
         self._process = subprocess.Popen(
-            interpreter.command("attn_export.benchmarks.worker"),
+            interpreter.command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

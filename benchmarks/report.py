@@ -16,7 +16,8 @@ from .judge import ENGINE, Run
 from .latency import Latency
 from .metrics import Comparison
 from .parity import EngineParity, ParityReport
-from .stats import Interval
+from .peers import PREFIX
+from .stats import CONFIDENCE, Interval, verdict
 
 _SHORT = {
     EAGER_MHA: "x mha\npadded",
@@ -142,12 +143,19 @@ def render_bench(report: BenchReport) -> RenderableType:
     names += [] if on_gpu else ["batch\np99 ms"]
     names += ["padded", "start\ns", "device\nMiB" if on_gpu else "peak\nMiB"]
     rows = {r.name: _bench_row(r, report, kinds, on_gpu=on_gpu) for r in report.results}
-    headlines = [_headline(result) for result in report.results if result.candidate == BUCKETED]
+    bucketed = [result for result in report.results if result.candidate == BUCKETED]
+    headlines = [_headline(result) for result in bucketed]
+    headlines += [line for result in bucketed for line in _peer_lines(result)]
     for engine, latencies in report.latencies.items():
         headlines += [_latency_line(engine, latency) for latency in latencies]
+    failures = [
+        Text.assemble(("[FAIL]", "bold red"), f" {failure.reason}")
+        for failure in report.failed.values()
+    ]
     return Group(
         *headlines,
-        *(Text(note, style="bold yellow") for note in report.notes),
+        *failures,
+        *(Text(note, style="bold yellow") for note in [*_quick_note(report), *report.notes]),
         *_bench_tables(report.results, names, rows),
         *(Text(note, style="dim") for note in _bench_notes(report)),
     )
@@ -182,6 +190,8 @@ def _bench_tables(
 
 
 def _group(result: CandidateResult) -> str:
+    if result.candidate.startswith(PREFIX):
+        return f"peers on the {result.device.upper()}"
     return result.engine or f"eager PyTorch on the {result.device.upper()}"
 
 
@@ -192,10 +202,11 @@ def _bench_row(
     for other in report.results:
         if other.name in result.ratios or other is result:
             ratio = result.ratios.get(other.name)
-            ratios[other.candidate] = f"{ratio.median if ratio else 1.0:.2f}"
+            unsure = "~" if ratio and verdict(ratio) == "inconclusive" else ""
+            ratios[other.candidate] = f"{ratio.median if ratio else 1.0:.2f}{unsure}"
     device_mib = "-" if result.device_mib is None else f"{result.device_mib:.0f}"
     return [
-        result.candidate,
+        result.candidate.removeprefix(PREFIX),
         f"{result.samples_per_s.median:.1f}",
         *(ratios.get(kind, "-") for kind in kinds),
         f"{ms['p50']:.1f}" if ms else "-",
@@ -220,15 +231,37 @@ def _latency_line(engine: str, latency: Latency) -> str:
 def _headline(result: CandidateResult) -> str:
     rate = result.samples_per_s
     ratios = ", ".join(
-        f"{_interval(ratio)} x {name.partition(':')[0]}" for name, ratio in result.ratios.items()
+        f"{_ratio(ratio)} x {name.partition(':')[0]}"
+        for name, ratio in result.ratios.items()
+        if not name.startswith(PREFIX)
     )
     return (
         f"{result.engine}: {rate.median:.1f} samples/s [{rate.low:.1f}, {rate.high:.1f}]; {ratios}"
     )
 
 
+def _peer_lines(result: CandidateResult) -> list[str]:
+    """The peers beside an engine's own scheduling, those that are faster than it first."""
+    peers = sorted((r.median, n, r) for n, r in result.ratios.items() if n.startswith(PREFIX))
+    texts = [f"{_ratio(ratio)} x {name.removeprefix(PREFIX)}" for _, name, ratio in peers]
+    return [f"{result.engine} beside its peers: {', '.join(texts)}"] if texts else []
+
+
+def _ratio(ratio: Interval) -> str:
+    return _interval(ratio) + " (inconclusive)" * (verdict(ratio) == "inconclusive")
+
+
 def _interval(interval: Interval) -> str:
     return f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _quick_note(report: BenchReport) -> list[str]:
+    if not report.quick:
+        return []
+    return [
+        f"QUICK: {report.rounds} rounds of short turns are a first impression; leave out --quick "
+        "for numbers to quote"
+    ]
 
 
 def _bench_notes(report: BenchReport) -> list[str]:
@@ -240,15 +273,18 @@ def _bench_notes(report: BenchReport) -> list[str]:
         "padding as a share of the tokens computed; start: load and first request"
         + _ABOUT_MEMORY
         * any(result.device == GPU for result in report.results),
-        f"median of {report.rounds} interleaved rounds [95 % bootstrap interval]; batches of "
-        f"{report.batch_size}, maximum {report.max_length} tokens",
+        f"median of {report.rounds} interleaved rounds [{CONFIDENCE:.0%} interval, by order "
+        "statistics]; ~: inconclusive, the noise is larger than the difference",
+        f"batches of {report.batch_size}, maximum {report.max_length} tokens; "
         f"{cpu['model']}, {report.threads} of {cpu['cores']} cores; load average "
         f"{report.load_average[0]:.1f} before, {report.load_average[1]:.1f} after",
     ]
     notes += [f"{result.name}: {result.note}" for result in report.results if result.note]
+    notes += [
+        f"{result.name}: its answers are not within the tolerance of eager FP32 (max abs "
+        f"{result.facts['max_abs']:.1e})"
+        for result in report.results
+        if result.facts.get("passed") is False
+    ]
     notes += [f"{name} left out: {reason}" for name, reason in report.skipped.items()]
-    if report.load_average[0] > cpu["cores"] / 2:
-        notes.append("the machine had other work: the numbers are lower than it can do")
-    if report.quick:
-        notes.append("a quick run gives a first impression; leave out --quick to quote numbers")
     return notes

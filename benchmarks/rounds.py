@@ -3,6 +3,7 @@
 Only one works at a time; the others are blocked in a read. What slows the machine for a while so
 slows them all, and none always runs after the same other one. Each turn begins with a little work
 that is not timed: the first batch after a wait is slower, and a short turn has hardly another.
+A worker that crashes or hangs is out of the measurement; the others go on.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from attn_export.bundle import Bundle
 from attn_export.engines.profiles import Profile
 from attn_export.errors import AttnExportError, HostError
 
-from .candidates import BUCKETED, HAND_SORTED, PADDED, Settings, longest_of, padded_size
+from .candidates import (
+    BUCKETED,
+    EAGER_DYNAMIC,
+    Settings,
+    longest_of,
+    padded_size,
+)
 from .devices import GPU, device_of
 from .interpreter import Interpreter
-from .latency import Latency
+from .latency import Histogram, Latency
 from .loops import Prepared
 from .process import LIMIT_S, Worker
 from .workload import Ids, save_sequences
@@ -41,19 +48,22 @@ class Plan:
     """How long to measure.
 
     Args:
+        rounds: 6 are the least that give 95 % intervals; 9 still do with one outlier on each side.
         turn_s: wanted length of a turn in seconds; fast candidates repeat their requests.
         all_s: sorted candidates run every sequence where that takes no longer than this.
         warm_up_s: when a warm-up that is not stable ends.
+        latency_s: how long to time single batches of one shape.
     """
 
     rounds: int
     turn_s: float
     all_s: float
     warm_up_s: float
+    latency_s: float
 
 
-FULL = Plan(rounds=7, turn_s=2.0, all_s=8.0, warm_up_s=10.0)
-QUICK = Plan(rounds=2, turn_s=0.5, all_s=0.5, warm_up_s=1.0)
+FULL = Plan(rounds=9, turn_s=1.5, all_s=6.0, warm_up_s=15.0, latency_s=5.0)
+QUICK = Plan(rounds=6, turn_s=0.3, all_s=0.5, warm_up_s=3.0, latency_s=1.0)
 
 
 class Entry:
@@ -64,6 +74,8 @@ class Entry:
         on_gpu: whether it runs there.
         prepared: what each of its turns runs, ``repeats`` times.
         rate: real samples a second in the warm-up.
+        stable: whether the warm-up ended because its times no longer changed; ``warm_up_cv`` is
+            the coefficient of variation of its last ones.
         rounds: real samples a second in each round.
         batch_ms: the time of each batch of all rounds.
     """
@@ -73,7 +85,7 @@ class Entry:
     ) -> None:
         self.settings, self.worker, self.started = settings, worker, started
         self.on_gpu = on_gpu
-        self.rate = 0.0
+        self.rate, self.stable, self.warm_up_cv = 0.0, False, 0.0
         self.prepared = Prepared(samples=0, tokens=0, computed_tokens=0, batches=0)
         self.repeats = 1
         self.rounds: list[float] = []
@@ -83,11 +95,6 @@ class Entry:
     def is_eager(self) -> bool:
         """Whether PyTorch runs it, and no engine."""
         return self.settings.engine is None
-
-    @property
-    def is_sorted(self) -> bool:
-        """Whether it makes its own batches of all sequences."""
-        return self.settings.candidate in (BUCKETED, HAND_SORTED)
 
     @property
     def limit_s(self) -> float:
@@ -103,8 +110,10 @@ class Rounds:
         eager: the interpreter of eager candidates; ``engine`` that of the others.
 
     Attributes:
+        data: the file of the sequences.
         entries: the candidates that run.
         skipped: eager candidates that cannot run here, and why.
+        failed: candidates that failed where they should have run, in the order of their failures.
     """
 
     def __init__(
@@ -119,8 +128,8 @@ class Rounds:
         stack: ExitStack,
     ) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self._data = folder / "sequences.npz"
-        save_sequences(self._data, sequences)
+        self.data = folder / "sequences.npz"
+        save_sequences(self.data, sequences)
         self._bundle, self._plan, self._say, self._stack = bundle, plan, say, stack
         self.eager, self._engine = eager, engine
         self._total = len(sequences)
@@ -128,15 +137,16 @@ class Rounds:
         self._is_forward = False
         self.entries: list[Entry] = []
         self.skipped: dict[str, str] = {}
+        self.failed: dict[str, AttnExportError] = {}
 
     def start(self, settings: Settings, *, optional: bool = False) -> str | None:
         """Start one worker; the reason, if it is left out.
 
-        An eager candidate that fails is left out. So is an ``optional`` engine that this host
-        cannot run, if its worker could say so.
+        An eager candidate that fails is skipped. So is an ``optional`` engine that this host
+        cannot run, if its worker could say so. Any other failure is noted as one.
 
         Raises:
-            AttnExportError: if an engine cannot start.
+            HostError: if this host cannot run an engine that is not ``optional``.
         """
         self._say(f"loading {settings.name}")
         is_eager = settings.engine is None
@@ -145,15 +155,18 @@ class Rounds:
         content: dict[str, Any] = {
             "settings": asdict(settings),
             "bundle": str(self._bundle.directory),
-            "data": str(self._data),
+            "data": str(self.data),
             "first_length": self.typical,
         }
         try:
             started = worker.start(content)
         except AttnExportError as error:
+            unsuited = isinstance(error, HostError) and not worker.died
             if is_eager:
                 self.skipped[settings.name] = str(error)
-            elif not (optional and isinstance(error, HostError) and not worker.died):
+            elif not unsuited:
+                self.failed[settings.name] = error
+            elif not optional:
                 raise
             return str(error)
         device = settings.eager_device
@@ -163,15 +176,10 @@ class Rounds:
         return None
 
     def prepare(self) -> None:
-        """Warm every worker up and give it the work of a turn.
-
-        Raises:
-            AttnExportError: if an engine fails.
-        """
+        """Warm every worker up, give it the work of a turn, and let it run that once untimed."""
         for entry in [*self.entries]:
             self._say(f"warming up {entry.settings.name}")
-            small = entry.settings.batch_size * (4 if entry.is_sorted else 1)
-            self._warm_up(entry, "warm_up", samples=small)
+            self._warm_up(entry)
         bucketed = {
             entry.settings.engine: entry.rate
             for entry in self.entries
@@ -179,29 +187,42 @@ class Rounds:
         }
         for entry in [*self.entries]:
             samples = entry.rate * self._plan.turn_s
-            if entry.is_sorted:  # both sorted candidates of an engine get the same sequences
+            if (
+                entry.settings.is_sorted
+            ):  # both sorted candidates of an engine get the same sequences
                 rate = bucketed.get(entry.settings.engine, entry.rate)
                 samples = min(self._total, rate * self._plan.all_s)
             answer = self._ask(entry, {"do": "prepare", "samples": max(1, int(samples))})
             if answer is None:
                 continue
             entry.prepared = Prepared(**answer)
-            if entry.on_gpu:
-                self._warm_up(entry, "settle")
+            if not self._settle(entry):
+                continue
             entry.repeats = max(1, int(entry.rate * self._plan.turn_s / entry.prepared.samples))
 
-    def _warm_up(self, entry: Entry, order: str, **values: Any) -> None:
-        limit = self._plan.warm_up_s
-        answer = self._ask(entry, {"do": order, "limit_s": limit, **values}, LIMIT_S + limit)
+    def _warm_up(self, entry: Entry) -> None:
+        samples = entry.settings.batch_size * (4 if entry.settings.is_sorted else 1)
+        self._until_stable(entry, {"do": "warm_up", "samples": samples})
+
+    def _settle(self, entry: Entry) -> bool:
+        """Let it run a turn's work untimed, on a GPU until that is stable; whether it could."""
+        if entry.on_gpu:
+            return self._until_stable(entry, {"do": "settle"})
+        turn = self._ask(entry, {"do": "turn", "repeats": 1}, entry.limit_s)
+        if turn is not None:
+            entry.rate = entry.prepared.samples / turn["seconds"]
+        return turn is not None
+
+    def _until_stable(self, entry: Entry, order: Answer) -> bool:
+        limit_s = self._plan.warm_up_s
+        answer = self._ask(entry, {**order, "limit_s": limit_s}, LIMIT_S + limit_s)
         if answer is not None:
             entry.rate = answer["samples_per_s"]
+            entry.stable, entry.warm_up_cv = answer["stable"], answer["cv"]
+        return answer is not None
 
     def run(self, title: str) -> None:
-        """One round: a turn of each worker, in the opposite order of the last round.
-
-        Raises:
-            AttnExportError: if an engine fails.
-        """
+        """One round: a turn of each worker, in the opposite order of the last round."""
         self._is_forward = not self._is_forward
         for entry in [*self.entries] if self._is_forward else self.entries[::-1]:
             time.sleep(SETTLE_S)
@@ -213,38 +234,50 @@ class Rounds:
             self._say(f"{title}: {entry.settings.name} {entry.rounds[-1]:.1f} samples/s")
 
     def latencies(self) -> dict[str, list[Latency]]:
-        """Of each engine on a GPU: one request of typical length, then a padded batch.
+        """One request of typical length, then a padded batch: of each engine.
 
-        Raises:
-            AttnExportError: if an engine fails.
+        Of eager PyTorch the request alone, under the name of the candidate that pads least.
         """
-        found = {}
-        for entry in self.entries:
+        found: dict[str, list[Latency]] = {}
+        for entry in [*self.entries]:
             settings = entry.settings
-            if settings.candidate == PADDED and settings.engine and entry.on_gpu:
-                self._say(f"latency of {settings.engine}")
-                record = self._bundle.manifest.engines[settings.engine]
-                profiles = [Profile.from_json(profile) for profile in record.profiles]
-                padded = padded_size(profiles, settings.batch_size)
-                shapes = ((1, self.typical), (padded, longest_of(self._bundle, record)))
-                found[settings.engine] = [
-                    Latency(**entry.worker.ask({"do": "latency", "batch": b, "length": n}))
-                    for b, n in shapes
-                ]
+            name = settings.engine or settings.name
+            if name in found or not (settings.engine or settings.candidate == EAGER_DYNAMIC):
+                continue
+            self._say(f"latency of {name}")
+            measured = self._latencies(entry)
+            if measured:
+                found[name] = measured
+        return found
+
+    def _latencies(self, entry: Entry) -> list[Latency]:
+        """None at all, if the worker fails."""
+        shapes, found = [(1, self.typical)], []
+        if entry.settings.engine is not None:
+            record = self._bundle.manifest.engines[entry.settings.engine]
+            profiles = [Profile.from_json(profile) for profile in record.profiles]
+            size = padded_size(profiles, entry.settings.batch_size)
+            shapes.append((size, longest_of(self._bundle, record)))
+        for batch, length in shapes:
+            order = {"do": "latency", "batch": batch, "length": length}
+            answer = self._ask(entry, {**order, "limit_s": self._plan.latency_s})
+            if answer is None:
+                return []
+            counts = Histogram(**answer.pop("histogram"))
+            found.append(Latency(**answer, histogram=counts))
         return found
 
     def stop(self) -> dict[str, Answer]:
         """What each worker needed, by candidate: ``peak_mib`` and ``device_mib``."""
-        return {entry.settings.name: entry.worker.ask({"do": "stop"}) for entry in self.entries}
+        answers = {entry: self._ask(entry, {"do": "stop"}) for entry in [*self.entries]}
+        return {entry.settings.name: found for entry, found in answers.items() if found}
 
     def _ask(self, entry: Entry, order: Answer, limit_s: float = LIMIT_S) -> Answer | None:
-        """The worker's answer; None if it is eager and failed, which leaves it out from now on."""
+        """The worker's answer; None if it failed, which leaves it out from now on."""
         try:
             return entry.worker.ask(order, limit_s)
         except AttnExportError as error:
-            if not entry.is_eager:
-                raise
-            self._say(f"left out: {error}")
-            self.skipped[entry.settings.name] = str(error)
+            self._say(f"failed: {error}")
+            self.failed[entry.settings.name] = error
             self.entries.remove(entry)
             return None

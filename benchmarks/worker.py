@@ -16,7 +16,6 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +26,12 @@ from attn_export.errors import AttnExportError
 
 if TYPE_CHECKING:
     from .candidates import Made
+    from .steadiness import Steadiness
     from .workload import Workload
 
-STABLE = 0.05  # a warm-up ends when two turns in a row differ by less
 # On a GPU a shape is fast from its third run on, when its CUDA graph is there.
 SETTLING_TURNS = 4
-VERSIONED = ("numpy", "onnxruntime", "tensorrt", "tensorrt_lean", "torch")
+VERSIONED = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_lean", "torch")
 Answer = dict[str, Any]
 
 
@@ -82,6 +81,7 @@ def _start(given: dict[str, Any], stack: ExitStack) -> tuple[Made, Workload, Ans
         "cold_start_s": answered - imported,
         "cold_start_with_imports_s": answered - given["spawned"],
         "versions": _versions(),
+        "facts": made.facts,
     }
     return made, Workload(made.inputs, read_sequences(Path(given["data"]))), answer
 
@@ -96,8 +96,10 @@ class _Service:
 
     def warm_up(self, samples: int, limit_s: float) -> Answer:
         """Find out how fast it is, on few requests."""
+        from .steadiness import run_until_steady
+
         self.prepare(samples)
-        return self._rate(_until_stable(self._candidate.turn, limit_s, least=2))
+        return self._rate(run_until_steady(self._candidate.turn, limit_s))
 
     def prepare(self, samples: int) -> Answer:
         """Choose the requests of the turns."""
@@ -107,7 +109,9 @@ class _Service:
 
     def settle(self, limit_s: float) -> Answer:
         """Run the chosen requests until each shape has been met often enough."""
-        return self._rate(_until_stable(self._candidate.turn, limit_s, least=SETTLING_TURNS))
+        from .steadiness import run_until_steady
+
+        return self._rate(run_until_steady(self._candidate.turn, limit_s, least=SETTLING_TURNS))
 
     def turn(self, repeats: int) -> Answer:
         """Run them, timed, once or more."""
@@ -120,40 +124,24 @@ class _Service:
         self._made.rest()
         return {"seconds": seconds, "batch_ms": batch_ms}
 
-    def latency(self, batch: int, length: int) -> Answer:
-        """Time single batches of an engine."""
-        from .latency import measure_latency
+    def latency(self, batch: int, length: int, limit_s: float) -> Answer:
+        """Time single batches, of an engine or of eager PyTorch."""
+        from .latency import measure_call_latency, measure_latency
 
-        assert self._made.session is not None
-        return asdict(measure_latency(self._made.session, batch, length))
+        session, inputs = self._made.session, self._made.inputs
+        if session is not None:
+            return asdict(measure_latency(session, batch, length, limit_s=limit_s))
+        call = self._candidate.first
+        return asdict(measure_call_latency(call, inputs, batch, length, limit_s=limit_s))
 
     def stop(self) -> Answer:
         """What it needed; the end comes with the end of stdin."""
         return {"peak_mib": _peak_mib(), "device_mib": self._made.device_mib()}
 
-    def _rate(self, seconds: float) -> Answer:
+    def _rate(self, found: Steadiness) -> Answer:
         self._made.rest()
-        return {"samples_per_s": self._samples / seconds}
-
-
-def _until_stable(turn: Callable[[], object], limit_s: float, *, least: int) -> float:
-    """Repeat a turn until two in a row agree, or for ``limit_s``; return the last one's seconds."""
-    end = time.monotonic() + limit_s
-    before = _seconds(turn)
-    turns = 1
-    while True:
-        seconds = _seconds(turn)
-        turns += 1
-        stable = abs(seconds - before) <= STABLE * before or time.monotonic() > end
-        if stable and turns >= least:
-            return seconds
-        before = seconds
-
-
-def _seconds(turn: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    turn()
-    return time.perf_counter() - start
+        rate = self._samples / found.seconds
+        return {"samples_per_s": rate, "cv": found.cv, "stable": found.stable}
 
 
 def _versions() -> dict[str, str]:

@@ -24,10 +24,12 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 HEAVY = {
+    "matplotlib",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "openvino",
     "pyarrow",
     "safetensors",
     "tensorrt",

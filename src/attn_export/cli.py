@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import attn_export
+from attn_export.cli_bench import bench
+from attn_export.cli_check import check
+from attn_export.cli_estimate import estimate
+from attn_export.cli_packing import packing
+from attn_export.cli_plan import plan
+from attn_export.cli_report import report
 from attn_export.console import Steps
 from attn_export.errors import GateFailed
 from attn_export.exporter.tensorrt_importers import VERSIONS
@@ -85,6 +91,7 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
 @click.option("-o", "--output", type=PATH, help="Bundle directory [NAME-bundle].")
 @click.option("--fp16", is_flag=True, help="Add the FP16 graph and engine.")
 @click.option("--int8", is_flag=True, help="Add the INT8 graphs and engine; needs --data.")
+@click.option("--packed", is_flag=True, help="A graph and engine that put texts into shared rows.")
 @click.option("--fp16-io", is_flag=True, help="FP16 inputs and outputs too.")
 @click.option("--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay FP32.")
 @click.option("--op-types-to-exclude", multiple=True, metavar="OP", help="Operators that do.")
@@ -103,6 +110,7 @@ def build(  # noqa: PLR0917
     output: Path | None,
     fp16: bool,
     int8: bool,
+    packed: bool,
     fp16_io: bool,
     nodes_to_exclude: tuple[str, ...],
     op_types_to_exclude: tuple[str, ...],
@@ -121,7 +129,7 @@ def build(  # noqa: PLR0917
     \b
     Examples:
         attn-export build --fp16
-        attn-export build --fp16 --int8 --data requests.jsonl
+        attn-export build --fp16 --bf16 --int8 --data requests.jsonl
         attn-export build --fp16 gqa --kv-heads 4 -o gqa
         attn-export build --fp16 model.py:make --max-length 128
     """
@@ -136,7 +144,7 @@ def build(  # noqa: PLR0917
     options = compile_options(values)
     source = model_source(model, values)
     directory = output or Path(f"{source.name}-bundle")
-    plan = builder.BuildPlan(
+    wanted = builder.BuildPlan(
         source=source,
         lowering=values["lowering"],
         buckets=BucketOptions(
@@ -154,17 +162,18 @@ def build(  # noqa: PLR0917
         if fp16
         else None,
         int8=int8_options_of(values, data, tokenizer) if int8 else None,
+        packed=packed,
         backend=backend,
         options=options,
         tolerances=_tolerances(atol, rtol),
         command=command_line(),
     )
     with Steps() as say:
-        report = builder.build(plan, directory, say=say)
+        report = builder.build(wanted, directory, say=say)
     _print_parity(report, as_json)
     click.echo(f"bundle: {directory} (attn-export inspect {directory})", err=as_json)
     builder.require_parity(report)
-    builder.require_worth(directory, speed_gate=speed_gate)
+    builder.require_worth(directory, report, speed_gate=speed_gate)
 
 
 @main.command("compile")
@@ -203,7 +212,7 @@ def compile_(  # noqa: PLR0917
         )
     _print_parity(report, as_json)
     builder.require_parity(report)
-    builder.require_worth(directory, speed_gate=speed_gate)
+    builder.require_worth(directory, report, speed_gate=speed_gate)
 
 
 @main.command()
@@ -317,62 +326,6 @@ def parity(  # noqa: PLR0917
 
 
 @main.command()
-@bundle_argument
-@click.option("--engine", help="One engine instead of all.")
-@data_options
-@click.option("--quick", is_flag=True, help="A first impression in under a minute.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [all available].")
-@click.option("--engine-python", help="Python with numpy and the engines' packages [this one].")
-@host_code_option
-@json_option
-def bench(  # noqa: PLR0917
-    directory: Path,
-    engine: str | None,
-    data: Path | None,
-    tokenizer: Path | None,
-    quick: bool,
-    threads: int | None,
-    engine_python: str | None,
-    allow_host_code: bool,
-    as_json: bool,
-) -> None:
-    """Measure the engines of the bundle DIR against eager PyTorch FP32 padded to the maximum.
-
-    Eager PyTorch runs on the device of the engine.
-
-    \b
-    Example:
-        attn-export bench mqa-bundle --data requests.jsonl
-    """
-    from attn_export.benchmarks.bench import run_bench
-    from attn_export.benchmarks.report import render_bench
-    from attn_export.benchmarks.report_file import write_report
-    from attn_export.bundle import Bundle
-    from attn_export.calibration.data import read_sequences
-
-    bundle = Bundle.open(directory)
-    sequences = None
-    if data is not None:
-        sequences = read_sequences(data, tokenizer=tokenizer, max_length=bundle.manifest.max_length)
-    with Steps() as say:
-        report = run_bench(
-            bundle,
-            sequences=sequences,
-            quick=quick,
-            engine=engine,
-            threads=threads,
-            engine_python=engine_python,
-            allow_host_code=allow_host_code,
-            say=say,
-        )
-    write_report(bundle, "bench", report)
-    if as_json:
-        _print_json(report.to_json())
-    else:
-        _print_rich(render_bench(report))
-
-
-@main.command()
 @click.argument("path", type=PATH)
 @click.option(
     "--for",
@@ -417,6 +370,10 @@ def doctor(as_json: bool) -> None:
         _print_json(report.to_json())
     else:
         _print_lines(render(report))
+
+
+for _command in (bench, check, estimate, packing, plan, report):
+    main.add_command(_command)
 
 
 def _inspect_for(path: Path, version: str, as_json: bool) -> None:

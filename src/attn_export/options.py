@@ -98,8 +98,9 @@ def _dimension(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, type=click.IntRange(min=0), help=f"Built-in models: {text}.")
 
 
-model_options = _together(
-    click.argument("model", default="mqa"),
+model_argument = click.argument("model", default="mqa")
+
+dimension_options = _together(
     _dimension("--vocab-size", "tokens in the vocabulary [30522]"),
     _dimension("--hidden-size", "hidden size M [768]"),
     _dimension("--heads", "query heads H [12]"),
@@ -108,6 +109,11 @@ model_options = _together(
     _dimension("--positions", "longest sequence of the position table [128]"),
     _dimension("--classes", "classes [3]"),
     _dimension("--ffn-size", "width of a feed-forward block, 0 for none [0]"),
+)
+
+model_options = _together(
+    model_argument,
+    dimension_options,
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of built-in weights."
     ),
@@ -143,7 +149,7 @@ def backend_option(default: str) -> Callable[[Command], Command]:
         "--backend",
         default=default,
         show_default=True,
-        help="auto, tensorrt, onnxruntime or a plug-in's name.",
+        help="auto, tensorrt, onnxruntime, openvino or a plug-in's name.",
     )
 
 
@@ -164,6 +170,15 @@ engine_options = _together(
         show_default=True,
         help="ONNX Runtime's execution provider.",
     ),
+    click.option(
+        "--for",
+        "goal",
+        type=click.Choice(["throughput", "latency"]),
+        default="throughput",
+        show_default=True,
+        help="What a CPU's threads are set for.",
+    ),
+    click.option("--bf16", is_flag=True, help="A BF16 engine too, on a CPU that computes it."),
     click.option("--workspace", type=click.IntRange(min=1), help="TensorRT workspace, in MiB."),
     click.option(
         "--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT searches."
@@ -296,6 +311,8 @@ def compile_options(values: dict[str, Any]) -> CompileOptions:
     batches, sequences = values["batch_size"], values["seq_len"]
     return CompileOptions(
         provider=values["provider"],
+        goal=values["goal"],
+        bf16=values["bf16"],
         target=values["target"],
         profiles=given_profiles(batches, sequences) if batches or sequences else (),
         workspace_mib=values["workspace"],

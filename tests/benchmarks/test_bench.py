@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from attn_export.benchmarks import bench as module
 from attn_export.benchmarks import rounds
 from attn_export.benchmarks.bench import run_bench
 from attn_export.benchmarks.bench_report import BenchReport
+from attn_export.benchmarks.bench_settings import data_sha256
 from attn_export.benchmarks.report import render_bench
 from attn_export.benchmarks.report_file import write_report
 from attn_export.benchmarks.rounds import Plan
@@ -21,7 +23,7 @@ from attn_export.errors import BundleError, HostError, InputError, UsageError
 from attn_export.exporter.source import ModelSource, load_model, weights_sha256
 from attn_export.manifest import EngineRecord
 
-MOMENT = Plan(rounds=2, turn_s=0.02, all_s=0.02, warm_up_s=0.0)
+MOMENT = Plan(rounds=2, turn_s=0.02, all_s=0.02, warm_up_s=0.0, latency_s=0.0)
 SEQUENCES = [np.full(n, 3, np.int32) for n in (2, 4, 4, 8, 9, 16, 3, 1)]
 
 
@@ -63,9 +65,40 @@ def test_all_candidates_are_measured(report: BenchReport) -> None:
         assert (result.device, result.device_mib) == ("cpu", None)
         package = "onnxruntime" if result.engine else "torch"
         assert set(result.versions) == {"python", "numpy", package}
-    assert report.notes == []
-    assert report.latencies == {}
+        assert 0 <= result.cv < 5
+        assert not result.stable  # the warm-up had no time
     assert "gpu" not in report.environment
+    assert any("the warm-up of these ended by its time limit" in note for note in report.notes)
+
+
+def test_each_engine_and_eager_has_latencies(report: BenchReport) -> None:
+    assert set(report.latencies) == {"eager-dynamic", "onnxruntime-fp32", "onnxruntime-fp16"}
+    shapes = {
+        name: [(x.batch, x.length) for x in found] for name, found in report.latencies.items()
+    }
+    assert shapes["eager-dynamic"] == [(1, 4)]
+    assert shapes["onnxruntime-fp32"] == shapes["onnxruntime-fp16"] == [(1, 4), (4, 16)]
+    for latency in (x for found in report.latencies.values() for x in found):
+        assert sum(latency.histogram.counts) == latency.runs >= 10
+        assert latency.device_ms is None
+
+
+def test_what_a_comparison_needs_is_recorded(report: BenchReport) -> None:
+    settings = report.settings
+    assert settings["data_sha256"] == data_sha256(SEQUENCES)
+    assert settings["model"] == "mqa"
+    assert settings["parameters"] > 0
+    assert len(settings["weights_sha256"]) == 64
+    wanted = {"batch_size": 4, "threads": 1, "quick": True, "rounds": 2, "max_length": 16}
+    assert wanted.items() <= settings.items()
+    machine = report.environment["machine"]
+    assert set(machine["cpus"]) == os.sched_getaffinity(0)
+    assert 0 <= machine["stolen_share"] <= 1
+
+
+def test_two_rounds_leave_every_ratio_open(report: BenchReport) -> None:
+    for result in report.results:
+        assert set(result.verdicts.values()) <= {"inconclusive"}
 
 
 def test_ratios_are_of_the_same_rounds(report: BenchReport) -> None:
@@ -100,7 +133,8 @@ def test_batch_times_are_given_where_batches_follow_each_other(report: BenchRepo
 def test_the_report_is_json_with_its_circumstances(report: BenchReport, bundle: Bundle) -> None:
     write_report(bundle, "bench", report)
     kept = json.loads((bundle.directory / "reports" / "bench.json").read_text())
-    assert kept["schema_version"] == 1
+    assert kept["schema_version"] == 2
+    assert BenchReport.from_json(kept) == report
     assert kept["data"] == "8 given sequences"
     assert (kept["threads"], kept["quick"], kept["batch_size"]) == (1, True, 4)
     assert kept["environment"]["packages"]["onnxruntime"]
@@ -122,7 +156,8 @@ def test_the_table_fits_a_terminal_of_80_columns(report: BenchReport) -> None:
         assert any(f"{result.samples_per_s.median:.1f}" in line for line in row), text
     assert "…" not in text
     assert "engine-bucketed:onnxruntime-fp16: a CPU computes FP16 in FP32" in text
-    assert "a quick run gives a first impression" in text
+    assert "QUICK: 2 rounds of short turns are a first impression" in text
+    assert "~" in text
 
 
 def test_an_eager_model_that_cannot_be_rebuilt_is_left_out(
@@ -141,7 +176,8 @@ def test_an_eager_model_that_cannot_be_rebuilt_is_left_out(
     assert report.results[0].ratios == {}
 
 
-STUCK = """
+FAULTY = """
+import os
 import time
 import torch
 
@@ -153,7 +189,7 @@ class Model(torch.nn.Module):
         torch.nn.init.ones_(self.table.weight)
     def forward(self, input_ids, attention_mask):
         if len(input_ids) == 4:
-            time.sleep(600)
+            FAULT
         return self.table(input_ids).sum(1)
 
 def make():
@@ -161,12 +197,19 @@ def make():
 """
 
 
-def test_an_eager_model_that_hangs_is_left_out_and_the_rest_goes_on(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("time.sleep(600)", "no answer to 'warm_up' within 1 s, so its process was ended"),
+        ("os.kill(os.getpid(), 9)", "ended by SIGKILL (is there enough memory?)"),
+    ],
+)
+def test_a_candidate_that_hangs_or_crashes_has_a_row_and_the_rest_goes_on(
+    fault: str, message: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FULL", MOMENT)
     monkeypatch.setattr(rounds, "LIMIT_S", 1.0)
-    (tmp_path / "stuck.py").write_text(STUCK)
+    (tmp_path / "stuck.py").write_text(FAULTY.replace("FAULT", fault))
     source = ModelSource(model=f"{tmp_path / 'stuck.py'}:make")
     weights = weights_sha256(load_model(source).module)
     bundle.manifest.model |= {
@@ -180,7 +223,37 @@ def test_an_eager_model_that_hangs_is_left_out_and_the_rest_goes_on(
     )
     assert [result.name for result in report.results] == ["engine-bucketed:onnxruntime-fp16"]
     for name in ("eager-padded", "eager-dynamic"):
-        assert "no answer to 'warm_up' within 1 s, so its process was ended" in report.skipped[name]
+        assert message in report.failed[name].reason
+        assert report.failed[name].error == "HostError"
+        assert name not in report.skipped
+        assert f"[FAIL] {name}: " in shown(report)
+    with pytest.raises(HostError, match=r"^2 of 3 candidates failed: eager-padded, eager-dynamic"):
+        report.require_complete()
+
+
+def damage(bundle: Bundle, name: str) -> None:
+    with (bundle.directory / name).open("ab") as file:
+        file.write(b"x")
+
+
+def test_an_engine_that_cannot_be_loaded_does_not_end_the_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FULL", MOMENT)
+    damage(bundle, "model.fp16.onnx")
+    report = run_bench(bundle, sequences=SEQUENCES, rounds=1, threads=1, batch_size=4)
+    assert "engine-bucketed:onnxruntime-fp32" in [result.name for result in report.results]
+    assert list(report.failed) == ["engine-bucketed:onnxruntime-fp16"]
+    assert report.skipped == {}
+    with pytest.raises(BundleError, match=r"^1 of 7 candidates failed: .*fp16.* is truncated"):
+        report.require_complete()
+
+
+def test_no_engine_that_can_be_loaded_is_the_first_ones_error(bundle: Bundle) -> None:
+    damage(bundle, "model.onnx")
+    damage(bundle, "model.fp16.onnx")
+    with pytest.raises(BundleError, match=r"engine-padded:onnxruntime-fp32: "):
+        run_bench(bundle, sequences=SEQUENCES, threads=1)
 
 
 def foreign(bundle: Bundle) -> str:
@@ -218,7 +291,6 @@ def test_an_engine_that_this_host_cannot_run_is_left_out(
         "engine-bucketed:onnxruntime-fp16",
     ]
     assert name in report.skipped[name]
-    assert report.notes == []
     assert f"{name} left out: " in shown(report)
 
 

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from attn_export.benchmarks.latency import WARM_UP, measure_latency
+from attn_export.benchmarks.latency import (
+    LEAST_RUNS,
+    WARM_UP,
+    histogram,
+    measure_call_latency,
+    measure_latency,
+)
 from attn_export.engines.profiles import Profile
 from attn_export.engines.session import Feeds, Outputs
 from attn_export.spec import TensorSpec
@@ -68,3 +74,33 @@ def test_the_shape_grows_to_what_a_profile_takes() -> None:
     found = measure_latency(session, 1, 3, runs=1)
     assert (found.batch, found.length) == (2, 4)
     assert np.all(np.array(session.shapes) == (2, 4))
+
+
+def test_a_time_limit_leaves_the_least_number_of_runs() -> None:
+    session = Session()
+    found = measure_latency(session, 1, 3, limit_s=0.0)
+    assert found.runs == LEAST_RUNS
+    assert len(session.shapes) == 1 + LEAST_RUNS
+
+
+def test_what_has_no_session_is_timed_by_its_call() -> None:
+    shapes: list[tuple[int, ...]] = []
+    found = measure_call_latency(
+        lambda feeds: shapes.append(feeds["ids"].shape), [IDS], 2, 3, runs=5
+    )
+    assert shapes == [(2, 3)] * (WARM_UP + 5)
+    assert (found.batch, found.length, found.runs, found.device_ms) == (2, 3, 5, None)
+
+
+def test_the_bins_of_a_histogram_are_evenly_spaced_in_the_logarithm() -> None:
+    found = histogram([1.0, 1.5, 2.5, 5.0, 7.9, 8.0], bins=3)
+    assert found.edges_ms == pytest.approx([1, 2, 4, 8])
+    assert found.counts == [2, 1, 3]
+
+
+@pytest.mark.parametrize("values", [[0.1] * 7, [0.1, 0.3, 0.7], [1e-3, 1e3]])
+def test_a_histogram_loses_no_value(values: list[float]) -> None:
+    found = histogram(values)
+    assert sum(found.counts) == len(values)
+    assert len(found.edges_ms) == len(found.counts) + 1
+    assert found.edges_ms == sorted(found.edges_ms)

@@ -12,7 +12,9 @@ from attn_export.benchmarks.candidates import Settings
 from attn_export.benchmarks.devices import TorchCuda
 from attn_export.benchmarks.lineup import Lineup
 from attn_export.bundle import Bundle
-from attn_export.errors import HostError
+from attn_export.engines import cuda_driver
+from attn_export.engines.cuda_driver import Cuda
+from attn_export.errors import HostError, UsageError
 from attn_export.manifest import EngineRecord
 
 COMMON = Settings(candidate="", engine=None, threads=1, batch_size=2)
@@ -29,6 +31,7 @@ class Field:
     """Takes the place of Rounds: notes who is started, refuses some."""
 
     eager = None
+    data = "sequences.npz"
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
@@ -56,11 +59,12 @@ def line_up(
     engines: dict[str, EngineRecord],
     torch: TorchCuda,
     *refused: str,
+    peers: tuple[str, ...] = (),
 ) -> tuple[Lineup, Field]:
     monkeypatch.setattr(module, "probe_torch", lambda interpreter: torch)
     field = Field(*refused)
     found = Lineup(bundle, field, COMMON)  # type: ignore[arg-type]
-    found.start(engines, named=False)
+    found.start(engines, named=False, peers=peers)
     return found, field
 
 
@@ -140,3 +144,59 @@ def test_the_mha_is_not_compared_with_itself(
     assert found.skipped == {
         "eager-mha-padded@gpu": "the model is that MHA itself: see eager-padded"
     }
+
+
+def test_peers_stand_between_eager_and_the_engines(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, field = line_up(
+        bundle, monkeypatch, CPU_ENGINE, NO_GPU, peers=("ort-plain", "openvino-int8")
+    )
+    assert field.names == [
+        *EAGER,
+        "peer-ort-plain",
+        "peer-openvino-int8",
+        *of("onnxruntime-fp32"),
+    ]
+    peer = field.entries[3].settings
+    assert (peer.engine, peer.eager_device, peer.sequences) == (None, "cpu", "sequences.npz")
+    assert found.notes() == []
+
+
+def test_a_peer_for_gpus_says_what_is_missing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cuda_driver, "probe", lambda: Cuda(version=None, gpus=(), problem="no driver")
+    )
+    found, field = line_up(bundle, monkeypatch, CPU_ENGINE, NO_GPU, peers=("ort-cuda",))
+    assert found.skipped == {"peer-ort-cuda@gpu": "it needs a GPU, and no driver"}
+    assert field.names == [*EAGER, *of("onnxruntime-fp32")]
+
+
+def test_torch_as_a_peer_runs_where_eager_does(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Cuda(version="12.8", gpus=(), problem=None)
+    monkeypatch.setattr(cuda_driver, "probe", lambda: cuda)
+    peers = ("torch-sdpa", "torch-bf16")
+    _, field = line_up(bundle, monkeypatch, GPU_ENGINE, HAS_GPU, peers=peers)
+    assert field.names[6:8] == ["peer-torch-sdpa@gpu", "peer-torch-bf16"]
+
+
+def test_a_users_attention_is_not_written_anew(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle.manifest.model["builtin"] = False
+    found, _ = line_up(bundle, monkeypatch, CPU_ENGINE, NO_GPU, peers=("torch-sdpa",))
+    assert "only a built-in model" in found.skipped["peer-torch-sdpa"]
+
+
+def test_a_peer_that_is_none_is_refused_before_anything_starts(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = Field()
+    found = Lineup(bundle, field, COMMON)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown peer 'tvm'"):
+        found.start(CPU_ENGINE, named=False, peers=("tvm",))
+    assert field.names == []

@@ -1,0 +1,27 @@
+"""Where a measurement ran: versions, hardware, and what the machine did meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from attn_export.engines.doctor import examine
+
+from .gpu_watch import GpuWatch
+from .machine_state import MachineWatch
+
+
+def environment(gpu: GpuWatch, machine: MachineWatch) -> dict[str, Any]:
+    """All of it as a plain dict, after both watches have ended; ``gpu`` where one was watched."""
+    found = examine()
+    packages = {p.name: p.version for extra in found.extras.values() for p in extra if p.version}
+    return {
+        "attn_export": found.attn_export,
+        "python": found.python,
+        "platform": found.platform,
+        "cpu": asdict(found.cpu),
+        "memory_mib": found.memory_mib,
+        "packages": packages,
+        "machine": machine.found,
+        **({"cuda": asdict(found.cuda), "gpu": gpu.found} if gpu.found else {}),
+    }
