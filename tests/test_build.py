@@ -251,7 +251,7 @@ def test_compile_without_a_gpu_says_so_and_changes_nothing(
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_build_for_a_gpu_elsewhere_leaves_a_bundle_that_can_be_compiled(tmp_path: Path) -> None:
-    plan = plan_of(tiny("mqa"), options=CompileOptions(target="t4"))
+    plan = plan_of(tiny("mqa"), backend="auto", options=CompileOptions(target="t4"))
     with pytest.raises(HostError) as caught:
         build(plan, tmp_path / "b", say=say)
     assert "a GPU of compute capability 7.5 (T4)" in str(caught.value)

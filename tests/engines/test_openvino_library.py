@@ -60,7 +60,8 @@ def test_a_program_that_has_telemetry_keeps_it(fresh_python: FreshPython) -> Non
 
 
 def test_where_it_is_missing_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingPackage, match=r"pip install 'attn-export\[openvino\]'"):
         library()
