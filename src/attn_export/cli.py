@@ -20,6 +20,7 @@ from attn_export.console import Steps
 from attn_export.errors import GateFailed
 from attn_export.exporter.tensorrt_importers import VERSIONS
 from attn_export.options import (
+    HELP,
     PATH,
     Group,
     backend_option,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from attn_export.int8_options import Int8Options
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings=HELP)
 @click.version_option(attn_export.__version__, package_name="attn-export")
 def main() -> None:
     """From a PyTorch attention model to an engine that a server can trust.

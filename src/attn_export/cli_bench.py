@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attn_export.console import Steps
-from attn_export.options import PATH, data_options, host_code_option, json_option
+from attn_export.options import HELP, PATH, data_options, host_code_option, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MATRIX = Path("matrix")
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("directory", metavar="[DIR]", type=PATH, required=False)
 @click.option("--matrix", is_flag=True, help="Measure MHA, GQA and MQA side by side; DIR [matrix].")
 @click.option("--self-test", is_flag=True, help="Compare an engine with itself, 20 times.")

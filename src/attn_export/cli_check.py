@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from attn_export.console import Steps
 from attn_export.errors import UsageError
 from attn_export.options import (
+    HELP,
     PATH,
     bundle_argument,
     data_options,
@@ -32,7 +33,7 @@ def _share(context: click.Context, option: click.Parameter, text: str) -> float:
     return share
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @bundle_argument
 @click.option("--baseline", type=PATH, metavar="DIR|BENCH.JSON", help="A bundle, or a bench.json.")
 @click.option(

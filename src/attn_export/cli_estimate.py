@@ -10,12 +10,19 @@ import click
 
 from attn_export.benchmarks.hardware import GPUS, HERE, Limits
 from attn_export.console import Steps
-from attn_export.options import DIMENSIONS, PATH, dimension_options, json_option, model_argument
+from attn_export.options import (
+    DIMENSIONS,
+    HELP,
+    PATH,
+    dimension_options,
+    json_option,
+    model_argument,
+)
 
 _DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-all")
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @model_argument
 @dimension_options
 @click.option(

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from attn_export.console import Steps
-from attn_export.options import bundle_argument, data_options, json_option
+from attn_export.options import HELP, bundle_argument, data_options, json_option
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @bundle_argument
 @data_options
 @click.option("--quick", is_flag=True, help="A first impression in under a minute.")

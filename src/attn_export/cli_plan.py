@@ -10,7 +10,7 @@ import click
 
 from attn_export.benchmarks.hardware import GPUS, HERE
 from attn_export.errors import InputError, UsageError
-from attn_export.options import DIMENSIONS, PATH, data_options, dimension_options, json_option
+from attn_export.options import DIMENSIONS, HELP, PATH, data_options, dimension_options, json_option
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.plan_option import Basis
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "t4"
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("results", metavar="[RESULT]...", nargs=-1, type=PATH)
 @click.option("--rate", required=True, metavar="RATE", help="Samples: 50000/min, 800/s, 3000000/h.")
 @click.option("--latency-p99", metavar="TIME", help="For 99 of 100 requests: 25ms, 0.025s.")

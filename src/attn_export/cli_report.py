@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from attn_export.options import bundle_argument, json_option
+from attn_export.options import HELP, bundle_argument, json_option
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @bundle_argument
 @json_option
 def report(directory: Path, as_json: bool) -> None:

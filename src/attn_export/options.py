@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+HELP = {"help_option_names": ["-h", "--help"]}
 
 # Spellings of other tools -> ours.
 FOREIGN = {
