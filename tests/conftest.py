@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +63,12 @@ def fresh_python() -> FreshPython:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_races() -> Iterator[None]:
+    """Engines race in short turns: no test asserts which one wins."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LEAST_TURN_S", "MOST_TURN_S"):
+            patch.setattr(f"attn_export.benchmarks.race.{name}", 0.03)
+        yield

@@ -34,17 +34,8 @@ def say(text: str) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("contest") / "tiny"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attn_export.benchmarks.race.LEAST_TURN_S", 0.02)
-        patch.setattr("attn_export.benchmarks.race.MOST_TURN_S", 0.02)
-        build(BuildPlan(source=ModelSource(model="mqa", options=TINY)), directory, say=say)
+    build(BuildPlan(source=ModelSource(model="mqa", options=TINY)), directory, say=say)
     return directory
-
-
-@pytest.fixture(autouse=True)
-def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LEAST_TURN_S", "MOST_TURN_S"):
-        monkeypatch.setattr(f"attn_export.benchmarks.race.{name}", 0.02)
 
 
 @pytest.fixture

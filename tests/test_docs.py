@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 
+from attn_export.benchmarks.rounds import QUICK
 from attn_export.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +72,8 @@ def test_the_readmes_start_works_as_it_stands(
     """With what it installs: OpenVINO is not among it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("attn_export.build._installed", lambda package: package == "onnxruntime")
+    moment = replace(QUICK, rounds=1, turn_s=0.1, all_s=0.1, warm_up_s=0.1, latency_s=0.1)
+    monkeypatch.setattr("attn_export.benchmarks.bench.QUICK", moment)
     commands = block_after("Start")
     assert [arguments[0] for arguments in commands] == [
         "build",
