@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attn_export.bundle import Bundle
-from attn_export.engines.session import backend, backend_names
+from attn_export.engines.ranking import slowness, unsuited
 from attn_export.errors import UsageError
 from attn_export.manifest import EngineRecord
 from attn_export.spec import EncoderSpec
@@ -39,7 +38,7 @@ class Contestant:
 def contestants(bundles: Mapping[str, Bundle]) -> list[Contestant]:
     """All of them in order, with the reason of those that cannot take part.
 
-    The engine of a precision is the fastest one (by the times recorded when it was compiled) that
+    The engine of a precision is the fastest one (by what was measured when it was compiled) that
     passed parity and suits this host. Where one of them runs on a GPU, all do. BF16 is in the
     matrix only if a bundle has such an engine.
     """
@@ -110,10 +109,7 @@ def _size(options: Mapping[str, int]) -> EncoderSpec:
 def _unfit(bundle: Bundle, record: EngineRecord) -> str | None:
     if not bundle.manifest.passed(record):
         return "it did not pass parity, or is not near enough to FP32"
-    if record.backend not in backend_names():
-        return f"the backend {record.backend} is not installed"
-    reason: str | None = backend(record.backend).unsuited(record)
-    return reason
+    return unsuited(record)
 
 
 def _elsewhere(record: EngineRecord, device: Device) -> str | None:
@@ -121,12 +117,7 @@ def _elsewhere(record: EngineRecord, device: Device) -> str | None:
 
 
 def _fastest(records: Mapping[str, EngineRecord]) -> str | None:
-    return min(records, key=lambda name: _ms_per_token(records[name]), default=None)
-
-
-def _ms_per_token(record: EngineRecord) -> float:
-    tokens = sum(bucket["edge"] * bucket["batch"] for bucket in record.buckets)
-    return sum(bucket["ms"] for bucket in record.buckets) / tokens if tokens else math.inf
+    return min(records, key=lambda name: slowness(records[name]), default=None)
 
 
 def _why(precision: str, reasons: Mapping[str, str | None]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -20,8 +19,9 @@ from .feeds import Requests, check_feeds, real_region
 from .fitting import run_all_fitted, run_fitted
 from .packing_session import PACKED, is_packed
 from .profiles import largest_batches
+from .ranking import slowness, unsuited
 from .schedule import PlannedBatch, plan_batches
-from .session import Array, Goal, LoadOptions, Outputs, Session, backend_names
+from .session import Array, Goal, LoadOptions, Outputs, Session
 from .session import backend as backend_module
 
 log = logging.getLogger("attn_export")
@@ -74,6 +74,17 @@ def load(
         cuda_graphs=cuda_graphs,
         allow_host_code=allow_host_code,
     )
+    return open_engine(bundle, record, options, check_ids=check_ids)
+
+
+def open_engine(
+    bundle: Bundle, record: EngineRecord, options: LoadOptions, *, check_ids: bool = False
+) -> Engine:
+    """Open one engine of a bundle, proven or not.
+
+    Raises:
+        AttnExportError: as :func:`load` does.
+    """
     session: Session = backend_module(record.backend).load(bundle, record, options)
     return Engine(session, record, check_ids=check_ids)
 
@@ -200,12 +211,12 @@ def _choose(
         and backend in (None, record.backend)
         and is_packed(record) == packed
     ]
-    unsuited = {record.name: _unsuited(record) for record in engines}
+    unfit = {record.name: unsuited(record) for record in engines}
     if precision is None:
         engines = [
             record
             for record in engines
-            if bundle.manifest.passed(record) and unsuited[record.name] is None
+            if bundle.manifest.passed(record) and unfit[record.name] is None
         ]
     if not engines:
         wanted = " ".join(filter(None, [backend, precision, PACKED * packed])) or "proven"
@@ -220,38 +231,19 @@ def _choose(
         engines,
         key=lambda record: (
             not bundle.manifest.passed(record),
-            unsuited[record.name] is not None,
+            unfit[record.name] is not None,
             record.name != chosen,
-            -_measured(record),
-            _ms_per_token(record),
+            slowness(record),
         ),
     )
-    if not bundle.manifest.passed(best) or unsuited[best.name]:
+    if not bundle.manifest.passed(best) or unfit[best.name]:
         log.warning("loaded because it was asked for by name: %s", _described(bundle, best))
     return best
-
-
-def _unsuited(record: EngineRecord) -> str | None:
-    """Why this host should not serve an engine, or None."""
-    if record.backend not in backend_names():
-        return f"the backend {record.backend} is not installed"
-    reason: str | None = backend_module(record.backend).unsuited(record)
-    return reason
-
-
-def _measured(record: EngineRecord) -> float:
-    """Samples a second beside the bundle's other engines, where that was measured."""
-    return float(record.speed["samples_per_s"]["median"]) if record.speed else 0.0
-
-
-def _ms_per_token(record: EngineRecord) -> float:
-    tokens = sum(bucket["edge"] * bucket["batch"] for bucket in record.buckets)
-    return sum(bucket["ms"] for bucket in record.buckets) / tokens if tokens else math.inf
 
 
 def _described(bundle: Bundle, record: EngineRecord) -> str:
     verdict = "passed" if bundle.manifest.passed(record) else "failed"
     if record.parity is None:
         verdict = "never checked"
-    reason = _unsuited(record)
+    reason = unsuited(record)
     return f"{record.name} (parity {verdict}{f'; {reason}' if reason else ''})"

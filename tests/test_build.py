@@ -24,7 +24,6 @@ from attn_export.build import (
     build,
     compile_bundle,
     parity,
-    require_parity,
     resolve_backends,
 )
 from attn_export.bundle import Bundle, file_record, write_manifest
@@ -41,6 +40,7 @@ from attn_export.errors import (
 )
 from attn_export.exporter.attention import Attention
 from attn_export.exporter.source import ModelSource, load_model
+from attn_export.gates import require_parity
 from attn_export.manifest import EngineRecord
 from attn_export.portable import Fp16Options, export
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import attn_export
 from attn_export import build as builder
+from attn_export import gates
 from attn_export.bundle import Bundle, write_manifest
 from attn_export.cli import main
 from attn_export.engines.session import CompileOptions
@@ -223,7 +224,7 @@ def test_tensorrt_takes_the_graph_of_its_kind(
         tolerances=None,
         say=lambda text: None,
     )
-    builder.require_parity(report)
+    gates.require_parity(report)
     engines = Bundle.open(directory).manifest.engines
     engine = next(e for e in engines.values() if e.backend == "tensorrt" and e.precision == "int8")
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
@@ -252,12 +253,12 @@ def test_an_int8_engine_has_to_be_faster(
     engine.race = race
     write_manifest(tmp_path, manifest)
     report = report_of(engine.name)
-    builder.require_worth(tmp_path, report, speed_gate=False)
+    gates.require_worth(tmp_path, report, speed_gate=False)
     if error is None:
-        builder.require_worth(tmp_path, report)
+        gates.require_worth(tmp_path, report)
         return
     with pytest.raises(error):
-        builder.require_worth(tmp_path, report)
+        gates.require_worth(tmp_path, report)
 
 
 def test_of_several_backends_one_int8_engine_has_to_be_worth_it(
@@ -269,10 +270,10 @@ def test_of_several_backends_one_int8_engine_has_to_be_worth_it(
     manifest.engines[other.name] = other
     write_manifest(tmp_path, manifest)
     assert not manifest.passed(other)
-    builder.require_worth(tmp_path, report_of(engine.name, other.name), speed_gate=False)
+    gates.require_worth(tmp_path, report_of(engine.name, other.name), speed_gate=False)
     assert "other-int8 is not near enough to FP32" in caplog.text
     with pytest.raises(GateFailed, match="other-int8 is not near enough"):
-        builder.require_worth(tmp_path, report_of(other.name), speed_gate=False)
+        gates.require_worth(tmp_path, report_of(other.name), speed_gate=False)
 
 
 def int8_engine(manifest: Manifest) -> EngineRecord:

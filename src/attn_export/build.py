@@ -6,11 +6,11 @@ Stages do not call each other; they meet here and in the bundle's files.
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attn_export.bucketing import BucketOptions
 from attn_export.bundle import (
@@ -24,10 +24,10 @@ from attn_export.bundle import (
     write_manifest,
 )
 from attn_export.engines.session import CompileOptions
-from attn_export.errors import GateFailed, HostError, Inconclusive, MissingPackage, UsageError
+from attn_export.errors import HostError, MissingPackage, UsageError
 from attn_export.int8 import measure_engines, quantize, study
 from attn_export.int8_options import Int8Options, require_data
-from attn_export.manifest import EngineRecord, Manifest
+from attn_export.manifest import Manifest
 from attn_export.portable import Fp16Options, Say, require_export, write_portable
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from attn_export.benchmarks.parity import ParityReport
     from attn_export.benchmarks.sensitivity_report import SensitivityReport
     from attn_export.benchmarks.tolerances import Tolerances
+    from attn_export.calibration.requests import Request
     from attn_export.exporter.attention import Lowering
     from attn_export.exporter.source import ModelSource
-
-log = logging.getLogger("attn_export")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
     Raises:
         AttnExportError: of the class that the failing step documents; nothing is written then.
         HostError: if the engines cannot be made here; the rest of the bundle is written.
-        GateFailed: by :func:`require_parity`, which the caller applies to the report.
+        GateFailed: by :func:`attn_export.gates.require_parity`, which the caller applies.
     """
     from attn_export.benchmarks.report_file import write_report
 
@@ -83,9 +82,14 @@ def build(plan: BuildPlan, directory: Path, *, say: Say) -> ParityReport:
             f"'attn-export compile {directory}'"
         )
     with staged(directory) as staging:
-        bundle = _write_portable(plan, staging, directory / CACHE, say)
+        bundle, requests = _write_portable(plan, staging, directory / CACHE, say)
         options = replace(plan.options, cache=directory / CACHE, say=say)
-        report = compile_and_prove(bundle, names, options, plan.tolerances, int8=plan.int8)
+        judge = (
+            None
+            if plan.int8 is None
+            else partial(measure_engines, requests=requests, options=plan.int8)
+        )
+        report = compile_and_prove(bundle, names, options, plan.tolerances, judge=judge)
         write_report(bundle, "parity", report)
         write_manifest(staging, bundle.manifest)
     return report
@@ -99,11 +103,14 @@ def portable_bundle(plan: BuildPlan, directory: Path, *, say: Say) -> None:
     """
     require_export()
     with staged(directory) as staging:
-        bundle = _write_portable(plan, staging, directory / CACHE, say)
+        bundle, _ = _write_portable(plan, staging, directory / CACHE, say)
         write_manifest(staging, bundle.manifest)
 
 
-def _write_portable(plan: BuildPlan, staging: Path, cache: Path, say: Say) -> Bundle:
+def _write_portable(
+    plan: BuildPlan, staging: Path, cache: Path, say: Say
+) -> tuple[Bundle, Sequence[Request]]:
+    """All that needs no engine, and the requests that INT8 was judged by."""
     manifest = write_portable(
         plan.source,
         staging,
@@ -115,9 +122,10 @@ def _write_portable(plan: BuildPlan, staging: Path, cache: Path, say: Say) -> Bu
         say=say,
     )
     bundle = Bundle(staging, manifest)
-    if plan.int8 is not None:
-        quantize(bundle, replace(plan.int8, say=say), fp16=plan.fp16, cache=cache)
-    return bundle
+    if plan.int8 is None:
+        return bundle, ()
+    options = replace(plan.int8, say=say)
+    return bundle, quantize(bundle, options, fp16=plan.fp16, cache=cache)
 
 
 def calibrate_bundle(directory: Path, options: Int8Options) -> Manifest:
@@ -260,75 +268,6 @@ def parity(
     return report, None
 
 
-def require_worth(directory: Path, report: ParityReport, *, speed_gate: bool = True) -> None:
-    """The gates on the INT8 engines of a report: near enough to FP32, and faster than FP32 or FP16.
-
-    Of several backends one has to pass; what the others lack becomes a warning, and ``load`` does
-    not take them.
-
-    Raises:
-        GateFailed: if an engine is not near enough, or slower, and no other one passes.
-        Inconclusive: if the noise hides which is faster, and no other one passes.
-    """
-    manifest = Bundle.open(directory).manifest
-    made = [manifest.engines[result.engine] for result in report.engines]
-    quantized = [record for record in made if record.precision == "int8"]
-    found = [_unworthy(manifest, record, speed_gate=speed_gate) for record in quantized]
-    failures = [error for error in found if error is not None]
-    if failures and len(failures) == len(quantized):
-        raise failures[0]
-    for failure in failures:
-        log.warning("%s", failure)
-
-
-def _unworthy(
-    manifest: Manifest, engine: EngineRecord, *, speed_gate: bool
-) -> GateFailed | Inconclusive | None:
-    try:
-        _require_worth(manifest, engine, speed_gate=speed_gate)
-    except (GateFailed, Inconclusive) as error:
-        return error
-    return None
-
-
-def _require_worth(manifest: Manifest, engine: EngineRecord, *, speed_gate: bool) -> None:
-    from attn_export.benchmarks.race import require_faster
-    from attn_export.benchmarks.stats import Interval
-
-    quantization = manifest.graphs[engine.graph].quantization
-    measured = engine.accuracy or {
-        "accepted": quantization.get("accepted"),
-        "results": quantization.get("accuracy"),
-    }
-    if measured["accepted"] is False:
-        raise GateFailed(
-            f"{engine.name} is not near enough to FP32 on the data "
-            f"({_said(measured['results'])}); calibrate with more or other data, exclude "
-            "layers ('attn-export calibrate --sensitivity' finds them), or ask for less with "
-            "--min-agreement or --min-cosine"
-        )
-    if engine.race and speed_gate:
-        found = Interval(**{key: engine.race[key] for key in ("median", "low", "high")})
-        require_faster(found, candidate=engine.name, rival=engine.race["rival"])
-
-
-def _said(accuracy: list[dict[str, Any]]) -> str:
-    labels = [f"{item['labels']:.2%} equal labels, " if item["labels"] else "" for item in accuracy]
-    pairs = zip(labels, accuracy, strict=True)
-    return "; ".join(f"{item['output']}: {text}cosine {item['cosine']:.4f}" for text, item in pairs)
-
-
-def require_parity(report: ParityReport) -> None:
-    """Turn a failed report into the gate's error.
-
-    Raises:
-        GateFailed: if an engine is not equal to eager PyTorch.
-    """
-    failed = [result.engine for result in report.engines if not result.passed]
-    if failed:
-        raise GateFailed(f"parity failed: {', '.join(failed)} differs from eager PyTorch FP32")
-
-
 def resolve_backends(name: str, options: CompileOptions) -> tuple[str, ...]:
     """The backends that ``auto`` means: TensorRT for a target or where a GPU and it are here.
 
@@ -380,12 +319,12 @@ def compile_and_prove(
     names: Sequence[str],
     options: CompileOptions,
     tolerances: Tolerances | None,
-    int8: Int8Options | None = None,
+    judge: Callable[[Bundle], None] | None = None,
 ) -> ParityReport:
     """Make the engines of some backends of a staged bundle's graphs, prove them, and race them.
 
     Args:
-        int8: where the requests are that INT8 engines are held to FP32 with, too.
+        judge: holds INT8 engines to FP32 on requests, where there are some.
     """
     from attn_export.benchmarks.parity import run_parity, summary
     from attn_export.contest import choose_fastest, race_int8
@@ -404,8 +343,9 @@ def compile_and_prove(
     report = run_parity(bundle, engines=made, tolerances=tolerances, allow_host_code=True)
     for result in report.engines:
         bundle.manifest.engines[result.engine].parity = summary(report, result.engine)
-    if int8 is not None:
-        measure_engines(bundle, replace(int8, say=options.say))
+    if judge is not None:
+        options.say("measuring the INT8 engines on the requests")
+        judge(bundle)
     for engine in made:
         race_int8(bundle, engine, options.say)
     choose_fastest(bundle, options.goal, options.say)

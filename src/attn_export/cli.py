@@ -135,6 +135,7 @@ def build(  # noqa: PLR0917
         attn-export build --fp16 model.py:make --max-length 128
     """
     from attn_export import build as builder
+    from attn_export import gates
     from attn_export.bucketing import BucketOptions
     from attn_export.portable import Fp16Options
 
@@ -173,8 +174,8 @@ def build(  # noqa: PLR0917
         report = builder.build(wanted, directory, say=say)
     _print_parity(report, as_json)
     click.echo(f"bundle: {directory} (attn-export inspect {directory})", err=as_json)
-    builder.require_parity(report)
-    builder.require_worth(directory, report, speed_gate=speed_gate)
+    gates.require_parity(report)
+    gates.require_worth(directory, report, speed_gate=speed_gate)
 
 
 @main.command("compile")
@@ -202,6 +203,7 @@ def compile_(  # noqa: PLR0917
         attn-export compile mqa-bundle --backend onnxruntime
     """
     from attn_export import build as builder
+    from attn_export import gates
 
     with Steps() as say:
         report = builder.compile_bundle(
@@ -212,8 +214,8 @@ def compile_(  # noqa: PLR0917
             say=say,
         )
     _print_parity(report, as_json)
-    builder.require_parity(report)
-    builder.require_worth(directory, report, speed_gate=speed_gate)
+    gates.require_parity(report)
+    gates.require_worth(directory, report, speed_gate=speed_gate)
 
 
 @main.command()
@@ -312,6 +314,7 @@ def parity(  # noqa: PLR0917
         attn-export parity mqa-bundle --engine onnxruntime-fp16 --atol logits:5e-3
     """
     from attn_export import build as builder
+    from attn_export import gates
 
     report, note = builder.parity(
         directory,
@@ -323,7 +326,7 @@ def parity(  # noqa: PLR0917
     _print_parity(report, as_json)
     if note:
         click.echo(f"note: {note}", err=True)
-    builder.require_parity(report)
+    gates.require_parity(report)
 
 
 @main.command()

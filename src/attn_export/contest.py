@@ -15,8 +15,9 @@ from attn_export.benchmarks.race import interleaved_rates, race
 from attn_export.benchmarks.stats import median_interval, ratio_interval
 from attn_export.benchmarks.workload import Workload, synthetic_sequences
 from attn_export.bundle import Bundle
-from attn_export.engines.engine import Engine
-from attn_export.engines.session import Goal, LoadOptions, backend
+from attn_export.engines.engine import Engine, open_engine
+from attn_export.engines.ranking import unsuited
+from attn_export.engines.session import Goal, LoadOptions
 
 if TYPE_CHECKING:
     from attn_export.portable import Say
@@ -70,8 +71,7 @@ def choose_fastest(bundle: Bundle, goal: Goal, say: Say) -> None:
 
 def _takes_part(bundle: Bundle, name: str) -> bool:
     record = bundle.manifest.engines[name]
-    unsuited: str | None = backend(record.backend).unsuited(record)
-    return bundle.manifest.passed(record) and unsuited is None
+    return bundle.manifest.passed(record) and unsuited(record) is None
 
 
 def _reason(ranked: Sequence[str], rates: dict[str, list[float]], goal: Goal) -> str:
@@ -91,11 +91,6 @@ def _requests(bundle: Bundle) -> Sequence[Any]:
 
 @contextmanager
 def _loaded(bundle: Bundle, names: Sequence[str]) -> Iterator[list[Engine]]:
-    options = LoadOptions(allow_host_code=True)
+    options, engines = LoadOptions(allow_host_code=True), bundle.manifest.engines
     with ExitStack() as stack:
-        engines = []
-        for name in names:
-            record = bundle.manifest.engines[name]
-            session = backend(record.backend).load(bundle, record, options)
-            engines.append(stack.enter_context(Engine(session, record, check_ids=False)))
-        yield engines
+        yield [stack.enter_context(open_engine(bundle, engines[n], options)) for n in names]

@@ -17,8 +17,8 @@ from attn_export.benchmarks.accuracy import (
     require_accuracy,
 )
 from attn_export.bundle import Bundle, file_record
-from attn_export.engines.engine import Engine
-from attn_export.engines.session import LoadOptions, backend
+from attn_export.engines.engine import open_engine
+from attn_export.engines.session import LoadOptions
 from attn_export.int8_graphs import Work
 from attn_export.int8_options import Int8Options, require_data
 from attn_export.lazy import require
@@ -27,6 +27,7 @@ from attn_export.portable import Fp16Options
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.sensitivity_report import SensitivityReport
+    from attn_export.calibration.requests import Request
     from attn_export.calibration.sampling import Sample
 
 RANGES = "calibration.json"
@@ -35,7 +36,7 @@ EVALUATED = 2000  # requests that accuracy is measured on, where there are as ma
 
 def quantize(
     bundle: Bundle, options: Int8Options, *, fp16: Fp16Options | None, cache: Path
-) -> None:
+) -> Sequence[Request]:
     """Add the INT8 graphs to a staged bundle, and measure each on the data.
 
     Three graphs from one placement and one set of ranges: symmetric Q/DQ at opset 17 for
@@ -46,6 +47,9 @@ def quantize(
     Args:
         fp16: what stays FP32 in the graph with FP16 around the products.
         cache: where statistics are kept between runs.
+
+    Returns:
+        The requests that accuracy was measured on, for :func:`measure_engines`.
 
     Raises:
         UsageError, InputError: if there is no data, or it is broken.
@@ -74,23 +78,22 @@ def quantize(
         bundle.manifest.graphs[key] = record
     work.ranges.save(bundle.directory / RANGES)
     bundle.manifest.calibration = file_record(bundle.directory / RANGES, root=bundle.directory)
+    return sample.requests
 
 
-def measure_engines(bundle: Bundle, options: Int8Options) -> None:
-    """Hold each INT8 engine to FP32 on the data: what a backend computes is not what a graph says.
+def measure_engines(bundle: Bundle, requests: Sequence[Request], options: Int8Options) -> None:
+    """Hold each INT8 engine to FP32 on requests: what a backend computes is not what a graph says.
 
     A graph's accuracy is ONNX Runtime's; another backend may compute what is not quantized in BF16
     or FP16. The result stands in the engine's record.
 
     Raises:
-        AttnExportError: as :func:`quantize` does.
+        AttnExportError: if an engine cannot be opened or run.
     """
     engines = bundle.manifest.engines
     quantized = [record for record in engines.values() if record.precision == "int8"]
     if not quantized:
         return
-    options.say("measuring the INT8 engines on the requests")
-    requests = list(_sample(bundle, options).requests)
     whole = EngineRecord(backend="onnxruntime", precision="fp32", graph="fp32")
     expected = _answers(bundle, whole, requests)
     for record in quantized:
@@ -102,10 +105,8 @@ def measure_engines(bundle: Bundle, options: Int8Options) -> None:
         }
 
 
-def _answers(bundle: Bundle, record: EngineRecord, requests: Sequence[Any]) -> dict[str, Any]:
-    options = LoadOptions(allow_host_code=True)
-    session = backend(record.backend).load(bundle, record, options)
-    with Engine(session, record, check_ids=False) as engine:
+def _answers(bundle: Bundle, record: EngineRecord, requests: Sequence[Request]) -> dict[str, Any]:
+    with open_engine(bundle, record, LoadOptions(allow_host_code=True)) as engine:
         return engine.run_many(requests)
 
 
