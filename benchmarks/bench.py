@@ -18,6 +18,7 @@ import numpy as np
 from attn_export.bundle import Bundle
 from attn_export.calibration.lengths import length_histogram
 from attn_export.engines.buckets import padded_tokens
+from attn_export.engines.doctor import examine
 from attn_export.errors import HostError
 
 from .bench_report import BenchReport, CandidateResult, Failure
@@ -102,7 +103,7 @@ def run_bench(
         batch_size=batch_size,
         allow_host_code=allow_host_code,
     )
-    watch, machine = GpuWatch(), MachineWatch()
+    host, watch, machine = examine(), GpuWatch(), MachineWatch()
     with machine, ExitStack() as stack:
         if any(device_of(record) == GPU for record in chosen.values()):
             stack.enter_context(watch)
@@ -133,7 +134,7 @@ def run_bench(
         common=common,
         skipped=lineup.skipped,
         notes=[*lineup.notes(), *watch.notes, *machine.notes],
-        environment=environment(watch, machine),
+        environment=environment(host, watch, machine),
         load_average=machine.load_average,
     )
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from attn_export.engines.doctor import examine
+from attn_export.engines.doctor import Report
 
 from .gpu_watch import GpuWatch
 from .machine_state import MachineWatch
 
 
-def environment(gpu: GpuWatch, machine: MachineWatch) -> dict[str, Any]:
-    """All of it as a plain dict, after both watches have ended; ``gpu`` where one was watched."""
-    found = examine()
+def environment(found: Report, gpu: GpuWatch, machine: MachineWatch) -> dict[str, Any]:
+    """All of it as a plain dict, after both watches have ended; ``gpu`` where one was watched.
+
+    Args:
+        found: by :func:`~attn_export.engines.doctor.examine`, before the measurement: what is
+            wrong with an installation must not be found out after it.
+    """
     packages = {p.name: p.version for extra in found.extras.values() for p in extra if p.version}
     return {
         "attn_export": found.attn_export,

@@ -12,6 +12,7 @@ from .estimate import Estimate
 from .estimate_study import Study
 from .hardware import HERE, TIERS, machine_title
 from .roofline import KernelTime, Roofline
+from .terminal_table import heading, narrow_table
 
 _MIB, _GB = 1 << 20, 1e9
 _SHORT = {"compute": "c", "memory": "m", "launch": "l"}
@@ -22,41 +23,23 @@ def render_estimate(study: Study) -> RenderableType:
     model, parts = study.model, list[RenderableType]()
     name = machine_title(study.machine.name)
     parts += _verdicts(study)
-    parts += ["", _heading("memory and work", _about(model)), _side_by_side(study)]
-    parts += ["", _heading(f"{study.rate:,.0f} samples/s on {name}", "shares of it")]
+    parts += ["", heading("memory and work", _about(model)), _side_by_side(study)]
+    parts += ["", heading(f"{study.rate:,.0f} samples/s on {name}", "shares of it")]
     parts += [_needs(study)]
-    parts += ["", _heading("most samples/s", f"{model.attention_kind}, {_about(model)}")]
+    parts += ["", heading("most samples/s", f"{model.attention_kind}, {_about(model)}")]
     parts += [_machines(study)]
     parts += [
         "",
-        _heading(f"kernels on {name}", f"{model.attention_kind}, one batch"),
+        heading(f"kernels on {name}", f"{model.attention_kind}, one batch"),
     ]
     parts += [_kernels(list(study.machine.rooflines.values()))]
     if study.sparse:
-        parts += ["", _heading("sparse masks", "what is kept"), _sparse(study)]
+        parts += ["", heading("sparse masks", "what is kept"), _sparse(study)]
     return Group(*parts, "", *(Text(note, style="dim") for note in _notes(study)))
-
-
-def _heading(title: str, about: str) -> Text:
-    return Text.assemble((title, "bold"), f": {about}")
 
 
 def _about(model: Estimate) -> str:
     return f"{model.dtype.upper()}, batch {model.batch} of {model.length} tokens"
-
-
-def _table(
-    words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str | Text]]
-) -> Table:
-    """As narrow as it gets: a terminal of 80 columns must hold it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in words:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _verdicts(study: Study) -> Iterator[Text]:
@@ -137,7 +120,7 @@ def _side_by_side(study: Study) -> Table:
             (f"{m.bytes_per_sample_unfused / 1e6:,.1f}" for m in models),
         ),
     ]
-    return _table([""], [m.attention_kind for m in models], rows)
+    return narrow_table([""], [m.attention_kind for m in models], rows)
 
 
 def _needs(study: Study) -> Table:
@@ -164,7 +147,7 @@ def _needs(study: Study) -> Table:
         "unfused\nattention",
         "of its most\nsamples/s",
     )
-    return _table(["", "tier"], numbers, rows)
+    return narrow_table(["", "tier"], numbers, rows)
 
 
 def _machines(study: Study) -> Table:
@@ -174,7 +157,7 @@ def _machines(study: Study) -> Table:
         rows.append(
             [machine_title(machine.name), *(f"{f.samples_per_s:,.0f}" if f else "-" for f in found)]
         )
-    return _table([""], TIERS, rows)
+    return narrow_table([""], TIERS, rows)
 
 
 def _kernels(lines: Sequence[Roofline]) -> Table:
@@ -195,7 +178,9 @@ def _kernels(lines: Sequence[Roofline]) -> Table:
     total = [f"{line.seconds * 1e6:,.0f}  " for line in lines]
     rows.append(["all", "", "", "", "", *total])
     tiers = [f"{line.limits.tier}\nus" for line in lines]
-    return _table(["kernel"], ["runs", "GFLOP\neach", "MB\neach", "FLOP\n/byte", *tiers], rows)
+    return narrow_table(
+        ["kernel"], ["runs", "GFLOP\neach", "MB\neach", "FLOP\n/byte", *tiers], rows
+    )
 
 
 def _microseconds(item: KernelTime) -> str:
@@ -214,7 +199,7 @@ def _sparse(study: Study) -> Table:
         for item in study.sparse
     ]
     numbers = ("pairs", "of attention's\nFLOPs, matrices", "MiB\na layer", "of all\nFLOPs")
-    return _table(["pattern"], numbers, rows)
+    return narrow_table(["pattern"], numbers, rows)
 
 
 def _notes(study: Study) -> Iterator[str]:

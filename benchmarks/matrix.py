@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from attn_export.bundle import Bundle
+from attn_export.engines.doctor import examine
 from attn_export.errors import InputError, UsageError
 
 from .bench_settings import checked_threads, data_sha256
@@ -77,7 +78,7 @@ def run_matrix(
     engines = device_of_all(bundles, lineup)
     torch = probe_torch(this_interpreter()) if engines == GPU else TorchCuda(available=False)
     device = eager_device(engines, torch)
-    watch, machine = GpuWatch(), MachineWatch()
+    host, watch, machine = examine(), GpuWatch(), MachineWatch()
     with machine, ExitStack() as stack:
         if engines == GPU:
             stack.enter_context(watch)
@@ -107,7 +108,7 @@ def run_matrix(
             "peak_mib": {e.contestant.variant: e.memory for e in field.entries if e.memory},
             "models": {name: _model(bundle) for name, bundle in bundles.items()},
         },
-        environment=environment(watch, machine),
+        environment=environment(host, watch, machine),
         load_average=machine.load_average,
         cells=[cell for entry in field.entries for cell in entry.cells()],
         notes=[*([across] if device != engines else []), *machine.notes, *watch.notes],

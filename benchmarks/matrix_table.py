@@ -12,6 +12,7 @@ from .matrix_cell import BUCKETED, EAGER_AUTOCAST, MODES, PADDED, VARIANTS, Cell
 from .matrix_factors import EXERCISE_PLACE, Factor, Side
 from .matrix_report import MatrixReport
 from .stats import Interval
+from .terminal_table import narrow_table
 
 FAILED, NOT_RUN = "failed", "-"
 
@@ -40,20 +41,11 @@ def _title(text: str) -> Text:
     return Text(text, style="bold")
 
 
-def _table(first: str, *others: str) -> Table:
-    """As narrow as it gets: a terminal of 80 columns must hold it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def _by_batch(
     cells: Sequence[Cell], batches: Sequence[int], shown: Callable[[Cell], str | None]
 ) -> Table:
     """A row for each model and variant of which a cell was to be measured."""
-    table = _table("batch", *map(str, batches))
+    table = narrow_table(("batch",), [*map(str, batches)])
     known = {(cell.model, cell.variant, cell.batch): cell for cell in cells}
     for variant in VARIANTS:
         for model in dict.fromkeys(cell.model for cell in cells):
@@ -88,7 +80,7 @@ def _number(value: float) -> str:
 
 def _factors(report: MatrixReport, batch: int) -> Table:
     """A row for each side that is compared with eager MHA FP32, which is padded or bucketed."""
-    table = _table("times eager mha FP32", "", "padded", "bucketed", "exercise")
+    table = narrow_table(("times eager mha FP32",), ("", "padded", "bucketed", "exercise"))
     rows: dict[Side, dict[str, Factor]] = {}
     for factor in report.factors:
         if factor.batch == batch:

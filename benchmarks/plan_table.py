@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,27 +12,28 @@ from .plan import Plan
 from .plan_option import ESTIMATED
 from .plan_size import Size
 from .report_numbers import number, plural
+from .terminal_table import heading, narrow_table
 
 
 def render_plan(plan: Plan) -> RenderableType:
     """What to deploy and what it gives; machines, batches, windows, buckets, the other options."""
     parts: list[RenderableType] = [*_verdicts(plan)]
     unit = plan.basis.unit
-    parts += ["", _heading(f"{unit}s", "and while one is down"), _sizes(_machines(plan), "n")]
+    parts += ["", heading(f"{unit}s", "and while one is down"), _sizes(_machines(plan), "n")]
     if len(plan.batches) > 1:
-        parts += ["", _heading("largest batch", f"on as many {unit}s"), _sizes(plan.batches, "B")]
+        parts += ["", heading("largest batch", f"on as many {unit}s"), _sizes(plan.batches, "B")]
     if plan.windows:
         windows = sorted((plan.size, *plan.windows), key=lambda size: size.window_s)
         windows = list({size.window_s: size for size in windows}.values())
         parts += [
             "",
-            _heading("waiting for a batch", "once a machine is free"),
+            heading("waiting for a batch", "once a machine is free"),
             _sizes(windows, "w"),
         ]
     if plan.option.tried:
-        parts += ["", _heading("buckets", f"most samples/s of one {unit}"), _buckets(plan)]
+        parts += ["", heading("buckets", f"most samples/s of one {unit}"), _buckets(plan)]
     if plan.alternatives:
-        parts += ["", _heading("also considered", "and why not"), _alternatives(plan)]
+        parts += ["", heading("also considered", "and why not"), _alternatives(plan)]
     return Group(*parts, "", *(Text(note, style="dim") for note in _notes(plan)))
 
 
@@ -104,7 +105,7 @@ _FIRST: dict[str, tuple[str, Callable[[Size], str]]] = {
 def _sizes(sizes: Sequence[Size], kind: str) -> Table:
     name, text = _FIRST[kind]
     columns = (name, "capacity\neach", "load", "busy", "batch\nmean", "p50 ms", "p99 ms")
-    return _table(
+    return narrow_table(
         (),
         columns,
         (
@@ -124,7 +125,7 @@ def _sizes(sizes: Sequence[Size], kind: str) -> Table:
 
 def _buckets(plan: Plan) -> Table:
     tried = plan.option.tried
-    return _table(
+    return narrow_table(
         ("",),
         tuple(tried),
         [["samples/s", *(f"{rate:,.0f}" for rate in tried.values())]],
@@ -132,11 +133,7 @@ def _buckets(plan: Plan) -> Table:
 
 
 def _alternatives(plan: Plan) -> Table:
-    table = _table(
-        ("option",),
-        (f"{plan.basis.unit}s", "batch", "load", "p99 ms"),
-        (),
-    )
+    table = narrow_table(("option",), (f"{plan.basis.unit}s", "batch", "load", "p99 ms"))
     table.add_column("why not")
     for item in plan.alternatives:
         size = item.size
@@ -145,22 +142,6 @@ def _alternatives(plan: Plan) -> Table:
             load, late = _share(size.load), number(size.p99_s * 1e3)
             cells = [f"{size.machines:,}", str(size.batch), load, late]
         table.add_row(item.option, *cells, item.reason)
-    return table
-
-
-def _heading(title: str, about: str) -> Text:
-    return Text.assemble((title, "bold"), f": {about}")
-
-
-def _table(words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """As narrow as it gets: a terminal of 80 columns must hold it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in words:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
     return table
 
 

@@ -18,6 +18,7 @@ from .metrics import Comparison
 from .parity import EngineParity, ParityReport
 from .peers import PREFIX
 from .stats import CONFIDENCE, Interval, verdict
+from .terminal_table import narrow_table
 
 _SHORT = {
     EAGER_MHA: "x mha\npadded",
@@ -33,7 +34,7 @@ _ABOUT_MEMORY = (
 def render_parity(report: ParityReport) -> RenderableType:
     """A verdict an engine, then a table with a row for each graph and output."""
     numbers = ("max", "p99", "mean", "1 -\ncosine", "same\nlabel", "passes\nat", "verdict")
-    table = _table(("graph", "output"), numbers)
+    table = narrow_table(("graph", "output"), numbers)
     labels = _labels(report.engines)
     for engine in report.engines:
         for run in engine.runs:
@@ -47,16 +48,6 @@ def render_parity(report: ParityReport) -> RenderableType:
     ]
     notes = [Text(note, style="dim") for note in _parity_notes(report)]
     return Group(*lines, table, *notes)
-
-
-def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """As narrow as it gets: a terminal of 80 columns must hold it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in words:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _labels(engines: Sequence[EngineParity]) -> dict[str, str]:
@@ -174,7 +165,7 @@ def _bench_tables(
     ]
 
     def table(*, header: bool) -> Table:
-        made = _table(names[:1], names[1:])
+        made = narrow_table(names[:1], names[1:])
         made.show_header = header
         for column, width in zip(made.columns, widths, strict=True):
             column.min_width = width

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attn_export.bundle import Bundle
+from attn_export.engines.doctor import examine
 from attn_export.errors import BundleError, GateFailed, Inconclusive
 from attn_export.manifest import EngineRecord
 
@@ -158,7 +159,7 @@ def run_self_test(
     name, record = _chosen(bundle, engine)
     data, sequences = described(sequences), fitting_sequences(bundle, {name: record}, sequences)
     settings = Settings(candidate=BUCKETED, engine=name, threads=threads, batch_size=64)
-    watch, machine = GpuWatch(), MachineWatch()
+    host, watch, machine = examine(), GpuWatch(), MachineWatch()
     rates = []
     with machine, ExitStack() as stack:
         if device_of(record) == GPU:
@@ -172,7 +173,7 @@ def run_self_test(
         ratios=[ratio_interval(second, first, confidence) for first, second in rates],
         plain=[ratio_interval(second, first) for first, second in rates],
         practical=PRACTICAL,
-        environment=environment(watch, machine),
+        environment=environment(host, watch, machine),
         settings=comparable_settings(
             bundle, sequences, data=data, threads=threads, runs=runs, **asdict(plan)
         ),

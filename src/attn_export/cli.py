@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from attn_export.options import (
     speed_gate_option,
     tolerance_options,
 )
+from attn_export.output import print_json, print_lines, print_report
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.parity import ParityReport
@@ -80,11 +80,11 @@ def export(model: str, output: Path, as_json: bool, **values: Any) -> None:
             source, output, lowering=values["lowering"], say=say
         )
     if as_json:
-        _print_json({"path": str(output), "verdict": verdict, "notes": notes, "graph": summary})
+        print_json({"path": str(output), "verdict": verdict, "notes": notes, "graph": summary})
         return
-    _print_lines(inspection.lines(summary))
+    print_lines(inspection.lines(summary))
     click.echo(f"{output}: {verdict}")
-    _print_lines(f"note: {note}" for note in notes)
+    print_lines(f"note: {note}" for note in notes)
 
 
 @main.command()
@@ -255,9 +255,9 @@ def calibrate(
         manifest = builder.calibrate_bundle(directory, replace(options, say=say))
     graphs = {k: g.quantization for k, g in manifest.graphs.items() if g.quantization}
     if as_json:
-        _print_json(graphs)
+        print_json(graphs)
     else:
-        _print_lines(inspection.quantization_lines(graphs))
+        print_lines(inspection.quantization_lines(graphs))
     int8.require_accurate(manifest, graphs, options)
 
 
@@ -277,10 +277,10 @@ def diagnose(directory: Path, atol: tuple[str, ...], rtol: tuple[str, ...], as_j
     with Steps() as say:
         found, fault = diagnose_bundle(directory, tolerances=_tolerances(atol, rtol), say=say)
     if as_json:
-        _print_json({"fp16": found.to_json(), "int8": fault.to_json() if fault else None})
+        print_json({"fp16": found.to_json(), "int8": fault.to_json() if fault else None})
     else:
-        _print_lines(found.lines())
-        _print_lines([f"INT8: {fault}"] if fault else [])
+        print_lines(found.lines())
+        print_lines([f"INT8: {fault}"] if fault else [])
     if not found.passed:
         raise GateFailed(f"FP16 does not hold in {directory}: {found.reason}")
 
@@ -353,9 +353,9 @@ def inspect(path: Path, version: str | None, as_json: bool) -> None:
         return
     facts = inspection.inspect(path)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
-        _print_lines(inspection.lines(facts))
+        print_lines(inspection.lines(facts))
 
 
 @main.command()
@@ -371,9 +371,9 @@ def doctor(as_json: bool) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        _print_lines(render(report))
+        print_lines(render(report))
 
 
 for _command in (bench, check, estimate, packing, plan, report):
@@ -386,9 +386,9 @@ def _inspect_for(path: Path, version: str, as_json: bool) -> None:
     findings = inspection.lint(path, version)
     if as_json:
         graphs = {name: [item.to_json() for item in found] for name, found in findings.items()}
-        _print_json({"path": str(path), "for": version, "graphs": graphs})
+        print_json({"path": str(path), "for": version, "graphs": graphs})
     else:
-        _print_lines(inspection.lint_lines(findings))
+        print_lines(inspection.lint_lines(findings))
     verdict = inspection.require_fit(findings, path, version)
     if not as_json:
         click.echo(verdict)
@@ -400,10 +400,7 @@ def _study(directory: Path, options: Int8Options, as_json: bool) -> None:
 
     with Steps() as say:
         report, files = builder.study_bundle(directory, replace(options, say=say))
-    if as_json:
-        _print_json(report.to_json())
-    else:
-        _print_rich(render_sensitivity(report))
+    print_report(report, render_sensitivity, as_json=as_json)
     for line in files:
         click.echo(line, err=as_json)
 
@@ -417,22 +414,4 @@ def _tolerances(atol: tuple[str, ...], rtol: tuple[str, ...]) -> Tolerances:
 def _print_parity(report: ParityReport, as_json: bool) -> None:
     from attn_export.benchmarks.report import render_parity
 
-    if as_json:
-        _print_json(report.to_json())
-    else:
-        _print_rich(render_parity(report))
-
-
-def _print_rich(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(renderable)
-
-
-def _print_lines(lines: Any) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2))
+    print_report(report, render_parity, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from attn_export.console import Steps
 from attn_export.options import HELP, PATH, data_options, host_code_option, json_option
+from attn_export.output import print_json, print_lines, print_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def bench(  # noqa: PLR0917
             say=say,
         )
     write_report(bundle, "bench", report)
-    _show(report, None if as_json else render_bench(report))
+    print_report(report, render_bench, as_json=as_json)
     _write_pages(directory, as_json=as_json)
     report.require_complete()
 
@@ -115,7 +115,7 @@ def _matrix(  # noqa: PLR0917
         report, files = matrix.run(
             directory, data=data, tokenizer=tokenizer, quick=quick, threads=threads, say=say
         )
-    _show(report, None if as_json else render_matrix(report))
+    print_report(report, render_matrix, as_json=as_json)
     for line in files:
         click.echo(line, err=as_json)
     _write_pages(directory, as_json=as_json)
@@ -131,7 +131,10 @@ def _self_test(
     with Steps() as say:
         report = run_self_test(bundle, sequences=sequences, engine=engine, threads=threads, say=say)
     write_report(bundle, "self-test", report)
-    _show(report, None if as_json else "\n".join(report.lines()))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_lines(report.lines())
     _write_pages(bundle.directory, as_json=as_json)
     report.require_no_difference()
 
@@ -142,16 +145,6 @@ def _sequences(bundle: Bundle, data: Path | None, tokenizer: Path | None) -> Seq
     if data is None:
         return None
     return read_sequences(data, tokenizer=tokenizer, max_length=bundle.manifest.max_length)
-
-
-def _show(report: Any, rendered: Any) -> None:
-    """The report as JSON, or as it is rendered."""
-    if rendered is None:
-        click.echo(json.dumps(report.to_json(), indent=2))
-        return
-    from rich.console import Console
-
-    Console(highlight=False).print(rendered)
 
 
 def _write_pages(directory: Path, *, as_json: bool) -> None:

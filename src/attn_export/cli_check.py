@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from attn_export.options import (
     host_code_option,
     json_option,
 )
+from attn_export.output import print_report
 
 
 def _share(context: click.Context, option: click.Parameter, text: str) -> float:
@@ -101,12 +101,7 @@ def check(  # noqa: PLR0917
     )
     with Steps() as say:
         report = check_bundle(directory, options, say=say)
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
-    else:
-        from rich.console import Console
-
-        Console(highlight=False).print(render_check(report))
+    print_report(report, render_check, as_json=as_json)
     refresh_pages(directory)
     append_step_summary(report)
     if junit is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from attn_export.options import (
     json_option,
     model_argument,
 )
+from attn_export.output import print_report
 
 _DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-all")
 
@@ -85,6 +85,7 @@ def estimate(  # noqa: PLR0917
     """
     from attn_export.benchmarks.ceilings import known_ceilings, measure_ceilings
     from attn_export.benchmarks.estimate_model import spec_of
+    from attn_export.benchmarks.estimate_report import render_estimate
     from attn_export.benchmarks.estimate_study import study_model
 
     given = {DIMENSIONS[k]: values[k] for k in DIMENSIONS if values[k] is not None}
@@ -108,11 +109,4 @@ def estimate(  # noqa: PLR0917
         from attn_export.benchmarks.roofline_plot import plot_roofline
 
         plot_roofline(study.machine.rooflines, plot, model=study.model.attention_kind)
-    if as_json:
-        click.echo(json.dumps(study.to_json(), indent=2))
-    else:
-        from rich.console import Console
-
-        from attn_export.benchmarks.estimate_report import render_estimate
-
-        Console(highlight=False).print(render_estimate(study))
+    print_report(study, render_estimate, as_json=as_json)

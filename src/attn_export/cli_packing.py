@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from attn_export.console import Steps
 from attn_export.options import HELP, bundle_argument, data_options, json_option
+from attn_export.output import print_report
 
 
 @click.command(context_settings=HELP)
@@ -25,8 +25,6 @@ def packing(
     Example:
         attn-export packing mqa-bundle --data requests.jsonl
     """
-    from rich.console import Console
-
     from attn_export.benchmarks.packing_report import render_packing
     from attn_export.benchmarks.packing_study import study_packing
     from attn_export.benchmarks.report_file import write_report
@@ -40,7 +38,4 @@ def packing(
     with Steps() as say:
         study = study_packing(bundle, sequences=sequences, quick=quick, say=say)
     write_report(bundle, "packing", study)
-    if as_json:
-        click.echo(json.dumps(study.to_json(), indent=2))
-    else:
-        Console(highlight=False).print(render_packing(study))
+    print_report(study, render_packing, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from attn_export.benchmarks.hardware import GPUS, HERE
 from attn_export.errors import InputError, UsageError
 from attn_export.options import DIMENSIONS, HELP, PATH, data_options, dimension_options, json_option
+from attn_export.output import print_report
 
 if TYPE_CHECKING:
     from attn_export.benchmarks.plan_option import Basis
@@ -79,6 +79,7 @@ def plan(  # noqa: PLR0917
     """
     from attn_export.benchmarks.plan import make_plan
     from attn_export.benchmarks.plan_size import Wish
+    from attn_export.benchmarks.plan_table import render_plan
     from attn_export.benchmarks.plan_units import (
         parse_duration,
         parse_head_room,
@@ -105,14 +106,7 @@ def plan(  # noqa: PLR0917
         else _estimated(machine, model, given, lengths)
     )
     found = make_plan(wish, basis)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
-    else:
-        from rich.console import Console
-
-        from attn_export.benchmarks.plan_table import render_plan
-
-        Console(highlight=False).print(render_plan(found))
+    print_report(found, render_plan, as_json=as_json)
     _keep(results, found)
 
 

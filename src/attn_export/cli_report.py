@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from attn_export.options import HELP, bundle_argument, json_option
+from attn_export.output import print_json, print_lines
 
 
 @click.command(context_settings=HELP)
@@ -27,7 +27,6 @@ def report(directory: Path, as_json: bool) -> None:
 
     written = write_reports(directory)
     if as_json:
-        click.echo(json.dumps({"written": [str(path) for path in written]}, indent=2))
-        return
-    for path in written:
-        click.echo(path)
+        print_json({"written": [str(path) for path in written]})
+    else:
+        print_lines(map(str, written))
