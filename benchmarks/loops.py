@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from attn_export.engines.engine import Engine
 from attn_export.engines.fitting import run_all_fitted
-from attn_export.engines.profiles import Profile, fitting_shape, largest_batches
-from attn_export.engines.schedule import PlannedBatch, plan_batches
+from attn_export.engines.profiles import Profile, fitting_shape
+from attn_export.engines.schedule import PlannedBatch, plan_for
 from attn_export.engines.session import Feeds, Session
 
 from .workload import Batches, Lengths, Workload, budget_batches, stratified
@@ -224,13 +224,7 @@ class HandStreamed:
 
 def _planned(workload: Workload, chosen: Lengths, session: Session, tokens: int) -> Batches:
     """The batches that ``run_many`` makes of some requests, with any budget."""
-    batches = plan_batches(
-        workload.lengths[chosen],
-        edges=session.buckets,
-        batch_tokens=tokens,
-        largest=largest_batches(session.profiles) or None,
-        unpadded_tokens=getattr(session, "unpadded_tokens", None),
-    )
+    batches = plan_for(session, workload.lengths[chosen], tokens)
     return [PlannedBatch(chosen[batch.indices], batch.length) for batch in batches]
 
 

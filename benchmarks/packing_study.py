@@ -246,7 +246,7 @@ def _cell(
     width = break_even_width(bundle.manifest.model["spec"])
     works = {
         PACKED: packed_work(lengths, width=packed.width, ways=packed.threads),
-        BUCKETED: sorted_work(lengths, edges=edges, batch_tokens=padded.batch_tokens),
+        BUCKETED: sorted_work(lengths, padded),
         AT_EDGES: edges_work(lengths, edges=edges),
     }
     costs = {name: arithmetic(work, width) for name, work in works.items()}

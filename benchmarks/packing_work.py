@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from attn_export.engines.buckets import bucket_of
 from attn_export.engines.packing import best_rows
-from attn_export.engines.schedule import plan_batches
+from attn_export.engines.schedule import plan_for
+from attn_export.engines.session import Session
 
 # Computed tokens, padding included, each with the tokens that it attends to: (tokens, width).
 Work = list[tuple[int, int]]
@@ -18,14 +19,12 @@ def packed_work(groups: Sequence[Sequence[int]], *, width: int, ways: int) -> Wo
     return [(len(rows) * length, length) for rows, length in packed]
 
 
-def sorted_work(
-    groups: Sequence[Sequence[int]], *, edges: tuple[int, ...], batch_tokens: int
-) -> Work:
-    """Of sorted batches that stop at their own longest text, as on a CPU."""
+def sorted_work(groups: Sequence[Sequence[int]], session: Session) -> Work:
+    """Of the sorted batches that ``run_many`` makes for a session."""
     return [
         (len(batch.indices) * batch.length, batch.length)
         for group in groups
-        for batch in plan_batches(group, edges=edges, batch_tokens=batch_tokens)
+        for batch in plan_for(session, group)
     ]
 
 

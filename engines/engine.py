@@ -18,9 +18,8 @@ from attn_export.spec import BATCH, SEQUENCE, TensorSpec
 from .feeds import Requests, check_feeds, real_region
 from .fitting import run_all_fitted, run_fitted
 from .packing_session import PACKED, is_packed
-from .profiles import largest_batches
 from .ranking import slowness, unsuited
-from .schedule import PlannedBatch, plan_batches
+from .schedule import PlannedBatch, plan_for
 from .session import Array, Goal, LoadOptions, Outputs, Session
 from .session import backend as backend_module
 
@@ -154,18 +153,14 @@ class Engine:
             UsageError: after :meth:`close`, or if the model has an input without a batch axis.
         """
         requests = Requests(sequences, self.inputs, check_ids=self._check_ids)
-        plan = plan_batches(
-            requests.lengths,
-            edges=self.buckets,
-            batch_tokens=self._session.batch_tokens,
-            largest=largest_batches(self._session.profiles) or None,
-            unpadded_tokens=getattr(self._session, "unpadded_tokens", None),
-        )
+        plan = plan_for(self._session, requests.lengths)
         batches = (requests.feeds(batch.indices.tolist(), batch.length) for batch in plan)
-        # A single batch has nothing to run beside it: run() gives it the whole device.
+        # run() gives each batch the whole device, which many batches are slower with than if they
+        # run beside each other.
+        few = len(requests.lengths) < getattr(self._session, "streams", 1)
         results = (
             (run_fitted(self._session, feeds) for feeds in batches)
-            if len(plan) == 1
+            if few or len(plan) == 1
             else run_all_fitted(self._session, batches)
         )
         return _in_order(zip(plan, results, strict=True), self.outputs, requests.lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,15 @@ import numpy.typing as npt
 from attn_export.errors import UsageError
 
 from .buckets import length_error
+from .profiles import largest_batches
+from .session import Session
 
 Lengths = npt.NDArray[np.int64]
 # A batch as (start, stop, length): a slice of the sorted sequences, and the tokens each is padded
 # to.
 Cut = tuple[int, int, int]
+# With more turns than these a last one that is not full costs little.
+FEW_TURNS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,7 @@ def plan_batches(
     batch_tokens: int,
     largest: Sequence[int] | None = None,
     unpadded_tokens: int | None = None,
+    at_a_time: int = 1,
 ) -> list[PlannedBatch]:
     """Sort sequences by length and cut them into batches, the longest first.
 
@@ -54,6 +60,8 @@ def plan_batches(
             half of it.
         unpadded_tokens: without ``largest``, sequences of one length are a batch of their own from
             this many tokens on: some engines skip the mask where nothing is padding.
+        at_a_time: without ``largest``, how many batches run beside each other: sequences that would
+            not keep all of them busy are cut into more and smaller batches.
 
     Raises:
         UsageError: if ``batch_tokens`` is below 1.
@@ -69,11 +77,37 @@ def plan_batches(
     # Negative, so that it ascends, as searchsorted needs.
     negative = -tokens[order]
     cuts = (
-        _cuts_at_longest(negative, batch_tokens, unpadded_tokens)
+        _shared_out(negative, batch_tokens, unpadded_tokens, at_a_time)
         if largest is None
         else _cuts_at_edges(negative, edges, _sizes(edges, largest, batch_tokens))
     )
     return [PlannedBatch(order[start:stop], length) for start, stop, length in cuts]
+
+
+def plan_for(
+    session: Session,
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+    batch_tokens: int | None = None,
+) -> list[PlannedBatch]:
+    """The batches that a session answers sequences in, the longest first.
+
+    Args:
+        lengths: the tokens of each sequence, shape [N].
+        batch_tokens: None for the session's own.
+
+    Raises:
+        InputError: if a length is below 1 or above the session's last bucket edge.
+    """
+    streams = getattr(session, "streams", 1)
+    return plan_batches(
+        lengths,
+        edges=session.buckets,
+        batch_tokens=session.batch_tokens if batch_tokens is None else batch_tokens,
+        largest=largest_batches(session.profiles) or None,
+        unpadded_tokens=getattr(session, "unpadded_tokens", None),
+        # Fewer sequences than streams are faster one after the other, each on all threads.
+        at_a_time=streams if len(lengths) >= streams else 1,
+    )
 
 
 def _sizes(edges: Sequence[int], largest: Sequence[int], batch_tokens: int) -> list[int]:
@@ -97,6 +131,24 @@ def _cuts_at_edges(
         for part in range(parts):
             yield start + size * part // parts, start + size * (part + 1) // parts, edge
         start = stop
+
+
+def _shared_out(
+    negative: Lengths, batch_tokens: int, unpadded_tokens: int | None, at_a_time: int
+) -> list[Cut]:
+    """The smallest batches of which there are no more than full ones need turns for."""
+    full = list(_cuts_at_longest(negative, batch_tokens, unpadded_tokens))
+    turns = -(-len(full) // at_a_time)
+    if at_a_time == 1 or not 1 <= turns <= FEW_TURNS:
+        return full
+
+    def cut(tokens: int) -> list[Cut]:
+        return list(_cuts_at_longest(negative, tokens, unpadded_tokens))
+
+    budgets = range(-int(negative[0]), batch_tokens)
+    most = turns * at_a_time
+    least = bisect_left(budgets, True, key=lambda tokens: len(cut(tokens)) <= most)
+    return cut(budgets[least]) if least < len(budgets) else full
 
 
 def _cuts_at_longest(

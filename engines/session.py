@@ -116,6 +116,8 @@ class Session(Protocol):
     With profiles, batches of :meth:`run_all` are padded to their bucket's edge; without, a batch
     may stop at its own longest sequence. A session that is faster without padding also has
     ``unpadded_tokens``: from so many tokens on, sequences of one length are a batch of their own.
+    One whose :meth:`run_all` is fastest with several batches at a time also has ``streams``: how
+    many.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from attn_export.benchmarks.packing_work import (
@@ -14,12 +17,14 @@ from attn_export.benchmarks.packing_work import (
 
 GROUPS = [[3, 4, 2, 3], [5]]
 
+TAKING_8: Any = SimpleNamespace(buckets=(4, 8), batch_tokens=8, profiles=())
+
 
 def test_the_tokens_and_what_each_attends_to() -> None:
     # Rows of 6 hold 4 + 2 and 3 + 3; the second group is one row.
     assert packed_work(GROUPS, width=1000, ways=1) == [(12, 6), (5, 5)]
     # Two batches of two: 4 and 3 tokens as 2 x 4, then 3 and 2 as 2 x 3.
-    assert sorted_work(GROUPS, edges=(4, 8), batch_tokens=8) == [(8, 4), (6, 3), (5, 5)]
+    assert sorted_work(GROUPS, TAKING_8) == [(8, 4), (6, 3), (5, 5)]
     assert edges_work(GROUPS, edges=(4, 8)) == [(4, 4)] * 4 + [(8, 8)]
 
 

@@ -138,6 +138,17 @@ def test_a_large_id_is_an_input_error_also_unasked(engine: Engine) -> None:
         engine.run_many([[1], [50]])
 
 
+@pytest.mark.parametrize(("requests", "way"), [(1, "run"), (3, "run"), (4, "run_all")])
+def test_fewer_requests_than_threads_get_all_threads_in_turn(
+    directory: Path, requests: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    with load(directory, threads=4) as engine:
+        other = {"run": "run_all", "run_all": "run"}[way]
+        monkeypatch.setattr(engine._session, other, None)
+        assert len(engine.run_many(requests_of([16, 3, 5, 4][:requests]))["logits"]) == requests
+
+
 def test_eight_threads_share_one_engine(engine: Engine) -> None:
     requests = requests_of(LENGTHS * 4)
     expected = np.asarray(engine.run_many(requests)["logits"])

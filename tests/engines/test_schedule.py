@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from attn_export.calibration.lengths import TWEET_LENGTHS
 from attn_export.engines.buckets import bucket_of, choose_edges, padded_tokens
-from attn_export.engines.schedule import PlannedBatch, plan_batches
+from attn_export.engines.profiles import Profile
+from attn_export.engines.schedule import PlannedBatch, plan_batches, plan_for
 from attn_export.errors import InputError, UsageError
 
 EDGES = (4, 8, 16)
@@ -152,3 +156,73 @@ def test_a_batch_holds_at_most_what_its_profile_takes() -> None:
     lengths = [16, 16, 16, 4, 4, 4, 4]
     batches = plan_batches(lengths, edges=EDGES, batch_tokens=1000, largest=(3, 9, 2))
     assert as_lists(batches) == [([0], 16), ([1, 2], 16), ([3, 4], 4), ([5, 6], 4)]
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "expected"),
+    [
+        # Sorted: 6 (1), 6 (3), 5 (0), 5 (2), 4 (4), 3 (5). 24 tokens hold four of 6.
+        pytest.param(1, [([1, 3, 0, 2], 6), ([4, 5], 4)], id="one"),
+        # 18 tokens are the least that two batches do with: 3 x 6, then 3 x 5.
+        pytest.param(2, [([1, 3, 0], 6), ([2, 4, 5], 5)], id="two"),
+        # With 11 there would be four: [6], [6], [5, 5], [4, 3].
+        pytest.param(3, [([1, 3], 6), ([0, 2], 5), ([4, 5], 4)], id="three"),
+        pytest.param(4, [([1], 6), ([3], 6), ([0, 2], 5), ([4, 5], 4)], id="four"),
+        pytest.param(
+            9,
+            [([1], 6), ([3], 6), ([0], 5), ([2], 5), ([4], 4), ([5], 3)],
+            id="more than there are",
+        ),
+    ],
+)
+def test_few_sequences_are_shared_out_among_what_runs_at_a_time(
+    at_a_time: int, expected: list[tuple[list[int], int]]
+) -> None:
+    lengths = [5, 6, 5, 6, 4, 3]
+    found = plan_batches(lengths, edges=EDGES, batch_tokens=24, at_a_time=at_a_time)
+    assert as_lists(found) == expected
+
+
+@pytest.mark.parametrize("at_a_time", [2, 3, 4, 7])
+@pytest.mark.parametrize("seed", range(8))
+def test_sharing_out_takes_no_more_turns(seed: int, at_a_time: int) -> None:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 17, size=int(draw.integers(1, 200)))
+    budget = int(draw.integers(1, 200))
+    plain = plan_batches(lengths, edges=EDGES, batch_tokens=budget)
+    found = plan_batches(lengths, edges=EDGES, batch_tokens=budget, at_a_time=at_a_time)
+    every = np.concatenate([batch.indices for batch in found])
+    assert sorted(every.tolist()) == list(range(lengths.size))
+    assert -(-len(found) // at_a_time) <= -(-len(plain) // at_a_time)
+    assert largest_work(found) <= largest_work(plain)
+
+
+def largest_work(batches: list[PlannedBatch]) -> int:
+    return max(batch.indices.size * batch.length for batch in batches)
+
+
+def test_a_long_job_keeps_full_batches() -> None:
+    plain = plan_batches(TWEETS, edges=(128,), batch_tokens=384)
+    assert as_lists(plan_batches(TWEETS, edges=(128,), batch_tokens=384, at_a_time=4)) == as_lists(
+        plain
+    )
+
+
+def session(**facts: Any) -> Any:
+    return SimpleNamespace(**{"buckets": EDGES, "batch_tokens": 24, "profiles": (), **facts})
+
+
+def test_a_session_with_streams_gets_a_batch_for_each() -> None:
+    lengths = [5, 6, 5, 6, 4, 3]
+    assert [len(plan_for(session(), lengths)), len(plan_for(session(streams=3), lengths))] == [2, 3]
+    assert len(plan_for(session(streams=3), lengths, 12)) == 3
+
+
+def test_fewer_sequences_than_streams_stay_together() -> None:
+    assert as_lists(plan_for(session(streams=4), [5, 6, 5])) == [([1, 0, 2], 6)]
+
+
+def test_profiles_decide_whatever_the_streams() -> None:
+    profiles = [Profile(batch=(1, 4, 4), sequence=(1, edge, edge)) for edge in EDGES]
+    found = plan_for(session(profiles=profiles, streams=2), [5, 6, 5, 6])
+    assert {batch.length for batch in found} == {8}
