@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attn_export.bundle import MANIFEST, REPORTS, Bundle
 from attn_export.errors import BundleError, UsageError
@@ -15,6 +18,8 @@ from .candidates import BUCKETED, Settings
 from .check_decision import LOOK_CONFIDENCE, LOOKS
 from .stats import Interval, ratio_interval
 
+# What the environment tells of the machine, each a dict.
+HARDWARE = ("cpu", "machine", "cuda")
 HOW = (
     "give a bundle's directory, or the bench.json that 'attn-export bench' writes into its reports"
 )
@@ -89,6 +94,12 @@ class RecordedBaseline:
                 f"measure the baseline with at least {LOOKS[0]}: 'attn-export bench' without "
                 "--quick"
             )
+        if len(found.rounds) != len(beside.rounds):
+            raise UsageError(
+                f"{self.path} holds {len(found.rounds)} rounds of {found.name} and "
+                f"{len(beside.rounds)} of {beside.name}; a ratio needs as many of both. Measure "
+                "the baseline again"
+            )
         return ratio_interval(found.rounds, beside.rounds, LOOK_CONFIDENCE)
 
 
@@ -107,6 +118,8 @@ def open_baseline(path: Path, bundle: Bundle) -> Baseline:
             version.
     """
     if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            raise UsageError(f"the baseline {path} is a directory, but no bundle; {HOW}")
         found = _whole(path)
         _require_same_inputs(found, bundle)
         return BuildBaseline(bundle=found, note=_note(found, bundle))
@@ -140,9 +153,26 @@ def _read_report(path: Path) -> BenchReport:
     except ValueError as error:
         raise UsageError(f"the baseline {path} is not JSON ({error}); {HOW}") from error
     try:
-        return BenchReport.from_json(data)
+        report = BenchReport.from_json(data)
     except (UsageError, BundleError) as error:
         raise type(error)(f"the baseline {path}: {error}") from error
+    if wrong := _wrong(report):
+        raise UsageError(f"the baseline {path} was edited: {wrong}; {HOW}")
+    return report
+
+
+def _wrong(report: BenchReport) -> str | None:
+    """The first thing in a record that no measurement writes, of what a comparison reads."""
+    facts = report.environment if isinstance(report.environment, dict) else None
+    parts = [facts, report.settings, *((facts or {}).get(name, {}) for name in HARDWARE)]
+    for name, part in zip(("environment", "settings", *HARDWARE), parts, strict=True):
+        if not isinstance(part, dict):
+            return f"its {name} is {part!r}"
+    for result in report.results:
+        for rate in result.rounds:
+            if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                return f"{result.name} has a round of {rate!r} samples/s"
+    return None
 
 
 def _whole(directory: Path) -> Bundle:
@@ -168,8 +198,13 @@ def _said(spec: TensorSpec) -> str:
 
 
 def _note(found: Bundle, bundle: Bundle) -> str:
-    theirs, ours = (
-        f"{b.manifest.model.get('name')} with {b.manifest.model.get('parameters')} parameters"
-        for b in (found, bundle)
-    )
+    if found.directory.resolve() == bundle.directory.resolve():
+        return "the baseline is the checked bundle itself: what is compared is noise"
+    theirs, ours = (_model(b.manifest.model) for b in (found, bundle))
     return "" if theirs == ours else f"the baseline is another model: {theirs}, here {ours}"
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{key} {value}" for key, value in (model.get("spec") or {}).items())
+    described = f"{model.get('name')} with {model.get('parameters')} parameters"
+    return f"{described} ({sizes})" if sizes else described

@@ -20,6 +20,7 @@ from .workload import Ids
 SETTINGS = {
     "model": "model",
     "parameters": "parameters",
+    "dimensions": "dimensions",
     "data (sha256)": "data_sha256",
     "sequences": "sequences",
     "max length": "max_length",
@@ -27,6 +28,8 @@ SETTINGS = {
     "threads": "threads",
     "quick": "quick",
 }
+# What decides how fast an engine and eager PyTorch are.
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
 def require_same_circumstances(
@@ -54,6 +57,18 @@ def require_same_circumstances(
             f"{'; '.join(different)}. Measure the baseline here ('attn-export bench' on the old "
             "bundle, with the same --data), or give the old bundle itself: then both run in turn"
         )
+
+
+def other_versions(baseline: RecordedBaseline) -> str | None:
+    """What a ratio to eager PyTorch may have changed by beside the bundle, in words, or None."""
+    there = baseline.report.environment.get("packages") or {}
+    installed = {p.name: p.version for extra in examine().extras.values() for p in extra}
+    different = [
+        f"{name} {there[name]}, here {installed[name]}"
+        for name in RUNTIMES
+        if there.get(name) and installed.get(name) and there[name] != installed[name]
+    ]
+    return f"the baseline was measured with {'; '.join(different)}" if different else None
 
 
 def circumstances(

@@ -96,6 +96,7 @@ def comparable_settings(
         "max_length": bundle.manifest.max_length,
         "model": str(model.get("name", "")),
         "parameters": model.get("parameters"),
+        "dimensions": model.get("spec"),
         "weights_sha256": model.get("weights_sha256"),
         "attn_export": __version__,
     }

@@ -12,6 +12,7 @@ from .check_plan import Duel
 from .check_report import GateResult, failed_result, skipped_result
 from .duel import DuelResult, run_duel
 from .rounds import Say
+from .stats import coefficient_of_variation
 from .workload import Ids
 
 
@@ -42,7 +43,8 @@ def run_duels(
 
 def _result(duel: Duel, question: Question, found: DuelResult) -> GateResult:
     first, second = duel.pair
-    ratio = question.ratio(found.ratios)
+    ratios = question.counted(found.ratios)
+    ratio, noise = question.ratio(ratios), coefficient_of_variation(ratios)
     medians = [statistics.median(rates) for rates in found.rates]
     against = second.name
     if question.unit != EXACTLY_ONE:
@@ -50,13 +52,13 @@ def _result(duel: Duel, question: Question, found: DuelResult) -> GateResult:
     return GateResult(
         gate=question.gate,
         engine=duel.engine,
-        verdict=question.answer(found.ratios),
+        verdict=question.answer(ratios),
         text=f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] times {against}, to exceed "
-        f"{question.limit:g}; {len(found.ratios)} rounds, noise {found.noise:.1%}",
+        f"{question.limit:g}; {len(ratios)} rounds, noise {noise:.1%}",
         ratio=ratio,
         limit=question.limit,
-        ratios=found.ratios,
-        noise=found.noise,
+        ratios=[*ratios],
+        noise=noise,
         samples_per_s={first.name: medians[0], second.name: medians[1]},
         seconds=found.seconds,
     )

@@ -42,6 +42,11 @@ class Question:
     limit: float
     unit: Interval = EXACTLY_ONE
 
+    def counted(self, ratios: Sequence[float]) -> Sequence[float]:
+        """The ratios up to the look that answered: what comes later cannot change that."""
+        looks = (ratios[:look] for look in LOOKS if look < len(ratios))
+        return next((seen for seen in looks if self.answer(seen) != "inconclusive"), ratios)
+
     def ratio(self, ratios: Sequence[float]) -> Interval:
         """The measured ratio in units of the recorded one, at one of the looks.
 

@@ -58,7 +58,7 @@ class Duel:
 
     def is_settled(self, ratios: Sequence[float]) -> bool:
         """Whether more rounds would change no verdict."""
-        return all(question.answer(ratios) != "inconclusive" for question in self.questions)
+        return all(q.answer(q.counted(ratios)) != "inconclusive" for q in self.questions)
 
 
 def common_settings(*, allow_host_code: bool) -> Settings:
@@ -80,7 +80,8 @@ class SpeedPlan:
 
     Attributes:
         duels: to run.
-        skipped: the verdicts of gates that do not apply.
+        verdicts: of gates that do not apply, and of engines that the baseline has and this bundle
+            does not.
 
     Raises:
         UsageError: if the baseline knows none of the engines, or holds too few rounds of one.
@@ -95,13 +96,13 @@ class SpeedPlan:
         named: bool,
         common: Settings,
     ) -> None:
-        self._bundle, self._gates = bundle, gates
+        self._bundle, self._gates, self._named = bundle, gates, named
         self._floor = 1 - gates.max_regression
         self.duels: list[Duel] = []
-        self.skipped: list[GateResult] = []
+        self.verdicts: list[GateResult] = []
         served = {n: r for n, r in chosen.items() if named or not _is_widened(r)}
         for gate in gates.names:
-            self.skipped += [skipped_result(gate, n, WIDENED) for n in chosen if n not in served]
+            self.verdicts += [skipped_result(gate, n, WIDENED) for n in chosen if n not in served]
         compared = self._compared(list(served))
         torch = TorchCuda(available=False)
         if any(device_of(record) == GPU for record in served.values()):
@@ -123,9 +124,15 @@ class SpeedPlan:
                 f"the baseline ({baseline.described}) has no engine {' or '.join(names)}; it has: "
                 f"{', '.join(baseline.engines) or 'none'}"
             )
+        if not self._named:
+            self.verdicts += [_lost(n, baseline) for n in baseline.engines if self._is_lost(n)]
         missing = f"the baseline ({baseline.described}) has no such engine"
-        self.skipped += [skipped_result(REGRESSION, n, missing) for n in names if n not in known]
+        self.verdicts += [skipped_result(REGRESSION, n, missing) for n in names if n not in known]
         return known
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether nothing of that name is left to compare."""
+        return name not in self._bundle.manifest.engines
 
     def _against_eager(self, name: str, eager: Settings, *, is_compared: bool) -> None:
         """What eager PyTorch in this run can tell: the speed-up, and the change of its ratio."""
@@ -156,6 +163,11 @@ class SpeedPlan:
 
     def _contestant(self, name: str, settings: Settings, samples: int | None) -> Contestant:
         return Contestant(name=name, bundle=self._bundle, settings=settings, samples=samples)
+
+
+def _lost(name: str, baseline: Baseline) -> GateResult:
+    text = f"the baseline ({baseline.described}) has this engine, and the bundle has not"
+    return GateResult(gate=REGRESSION, engine=name, verdict="fail", text=text)
 
 
 def _is_widened(record: EngineRecord) -> bool:

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from attn_export.errors import AttnExportError, GateFailed, HostError, Inconclusive
+from attn_export.errors import (
+    AttnExportError,
+    BuildFailed,
+    GateFailed,
+    HostError,
+    Inconclusive,
+    UsageError,
+)
 
 from .check_decision import Verdict
 from .stats import Interval
@@ -105,7 +112,9 @@ class CheckReport:
         """
         if unanswered := [*self._unanswered()]:
             kind: type[AttnExportError] = type(unanswered[0].error or HostError())
-            if kind.__init__ is not AttnExportError.__init__:  # MissingPackage writes its own text
+            if issubclass(kind, UsageError):  # the requests were fit: an engine is not
+                kind = BuildFailed
+            elif kind.__init__ is not AttnExportError.__init__:  # MissingPackage has its own text
                 kind = HostError
             return kind("; ".join(f"{result.name}: {result.text}" for result in unanswered))
         if failed := self._of("fail"):

@@ -28,7 +28,6 @@ from .check_decision import LOOKS
 from .devices import GPU, device_of
 from .process import LIMIT_S, Worker
 from .rounds import LEAST_LIMIT_S, TURNS_PER_LIMIT, Say
-from .stats import coefficient_of_variation
 from .workload import Ids, save_sequences
 
 TURN_S, WARM_UP_S = 0.1, 5.0
@@ -74,11 +73,6 @@ class DuelResult:
         """How many times as fast as the second the first was in each round."""
         return [a / b for a, b in zip(*self.rates, strict=True)]
 
-    @property
-    def noise(self) -> float:
-        """The coefficient of variation of the rounds' ratios."""
-        return coefficient_of_variation(self.ratios)
-
 
 def run_duel(
     pair: tuple[Contestant, Contestant], sequences: Sequence[Ids], *, settled: Settled, say: Say
@@ -107,6 +101,7 @@ def run_duel(
         is_long = max(first.turn_s, second.turn_s) > LONG_S
         turns = LONG_TURNS if is_long else SHORT_TURNS
         rates: tuple[list[float], list[float]] = ([], [])
+        loaded = time.monotonic() - start
         while True:
             number = len(rates[0])
             for corner, rate, found in zip(
@@ -115,7 +110,7 @@ def run_duel(
                 found.append(rate)
                 say(f"round {number + 1}: {corner.name} {rate:.1f} samples/s")
             result = DuelResult(rates=rates, seconds=time.monotonic() - start)
-            if _is_over(result, settled):
+            if _is_over(result, settled, loaded):
                 return result
 
 
@@ -125,15 +120,20 @@ def order(turns: int, number: int) -> list[int]:
     return [index for pair in pairs for index in pair]
 
 
-def _is_over(result: DuelResult, settled: Settled) -> bool:
-    """Only looks may end a duel, and the clock, which knows nothing of the ratios."""
+def _is_over(result: DuelResult, settled: Settled, loaded: float) -> bool:
+    """Only looks may end a duel, and the clock, which knows nothing of the ratios.
+
+    Args:
+        loaded: seconds until the first round.
+    """
     rounds = len(result.ratios)
     if rounds not in LOOKS:
         return False
     if rounds == LOOKS[-1] or settled(result.ratios):
         return True
     following = LOOKS[LOOKS.index(rounds) + 1]
-    return result.seconds * following / rounds > LONGEST_S
+    a_round = (result.seconds - loaded) / rounds
+    return loaded + a_round * following > LONGEST_S
 
 
 def _round(corners: Sequence[_Corner], indices: Sequence[int]) -> list[float]:

@@ -29,6 +29,9 @@ class Memory(Protocol):
     def peak_mib(self) -> float:
         """The most since then."""
 
+    def release(self) -> None:
+        """Give back what other processes on the device may need."""
+
 
 class ProcessMemory:
     """The resident size of this process: the model, the libraries, and what allocators keep.
@@ -55,6 +58,9 @@ class ProcessMemory:
         except OSError:
             return
 
+    def release(self) -> None:
+        """Nothing: a heap that is given back is slow to grow again, and the CPU's is large."""
+
     def peak_mib(self) -> float:
         """VmHWM."""
         for line in STATUS.read_text(encoding="utf-8").splitlines():
@@ -77,8 +83,12 @@ class DeviceMemory:
 
     def reset(self) -> None:
         """Forget the peak, and give back what earlier cells left in the allocator."""
-        self._cuda.empty_cache()
+        self.release()
         self._cuda.reset_peak_memory_stats()
+
+    def release(self) -> None:
+        """Empty the allocator's cache, as large as the largest batch needed."""
+        self._cuda.empty_cache()
 
     def peak_mib(self) -> float:
         """Its peak in MiB."""
@@ -95,3 +105,6 @@ class EngineMemory:
 
     def reset(self) -> None:
         """Nothing to forget."""
+
+    def release(self) -> None:
+        """Nothing is kept that it does not need."""

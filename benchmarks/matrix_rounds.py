@@ -217,8 +217,10 @@ class MatrixRounds:
             progress.rounds.append(place.batch * len(answer["ms"]) / sum(answer["ms"]) * 1e3)
             progress.ms += answer["ms"]
         elif entry.worker is None:
-            reason = f"its process died at batch {place.batch}, {place.mode}"
-            entry.fail(entry.open_places(), f"{reason}: {progress.failed}")
+            reason = f"its process died at batch {place.batch}, {place.mode}: {progress.failed}"
+            entry.fail(self._places[self._places.index(place) + 1 :], reason)
+            if entry.open_places():
+                self._prepare(entry)
 
     def _ask(self, entry: Entry, place: Place, do: str, limit_s: float) -> dict[str, Any] | None:
         """The worker's answer; None if it has none, which marks the cell.

@@ -9,35 +9,30 @@ Any other error ends the process with a traceback on stderr.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attn_export.bundle import Bundle
 from attn_export.errors import AttnExportError
 
+from .answers import Answer, Answers, failure
+
 if TYPE_CHECKING:
     from .matrix_runners import Call, Runner
 
-# Requests of an untimed call at the start of a turn: the first one after a wait is slower.
-WAKE = {"padded": 4, "bucketed": 16}
 # A heap's size differs by a tenth from one call to the next: the median of a few is taken.
 PEAKS = 3
 NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "std::bad_alloc", "Failed to allocate")
-Answer = dict[str, Any]
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C stops
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a library may print
+    answers = Answers()
     service: _Service | None = None
     with ExitStack() as stack:
         for line in sys.stdin:
@@ -49,14 +44,13 @@ def main() -> None:
                 else:
                     answer = getattr(service, do)(**order)
             except AttnExportError as error:
-                answer = _no_memory(error) or {"error": type(error).__name__, "text": str(error)}
+                answer = _no_memory(error) or failure(error)
             except (MemoryError, RuntimeError) as error:
                 lacking = _no_memory(error)
                 if lacking is None:
                     raise
                 answer = lacking
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+            answers.send(answer)
 
 
 def _no_memory(error: Exception) -> Answer | None:
@@ -93,6 +87,7 @@ class _Service:
         calls = self._calls(batch, mode, first, groups)
         peaks = [self._peak_mib(calls[0]) for _ in range(PEAKS)]
         steady = run_until_steady(lambda: _answer_all(calls), seconds, least=1)
+        self._runner.memory.release()
         return {
             "seconds": steady.seconds,
             "peak_mib": statistics.median(peaks),
@@ -105,13 +100,17 @@ class _Service:
         return self._runner.memory.peak_mib()
 
     def turn(self, batch: int, mode: str, first: int, groups: int, seconds: float) -> Answer:
-        """Answer the groups once, and again until the time is over; the ms of each answer."""
+        """Answer the groups once, and again until the time is over; the ms of each answer.
+
+        The first group is answered once more before, untimed.
+        """
         calls = self._calls(batch, mode, first, groups)
-        self._call(mode, 0, WAKE[mode])()
+        calls[0]()  # the first one after a wait is slower
         end = time.perf_counter() + seconds
         ms = _answer_all(calls)
         while time.perf_counter() < end:
             ms += _answer_all(calls)
+        self._runner.memory.release()
         return {"ms": ms}
 
     def _calls(self, batch: int, mode: str, first: int, groups: int) -> list[Call]:

@@ -62,6 +62,19 @@ class Comparison:
         """Whether every value is finite and all are as near as was asked."""
         return self.verdict == "pass"
 
+    @property
+    def reason(self) -> str:
+        """Why it did not pass, in words."""
+        if self.verdict == "nonfinite":
+            return f"{self.nonfinite} of {self.values} values are NaN or infinite"
+        if self.verdict == "reference nonfinite":
+            return "the reference itself is NaN or infinite"
+        if self.verdict != "fail":
+            return self.detail or self.verdict
+        if self.least_cosine is not None:
+            return f"the cosine of all values is {self.cosine or 0.0:.4f}"
+        return f"{self.exceeded} of {self.values} values are outside the tolerance"
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
         return asdict(self)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attn_export.bundle import Bundle
-from attn_export.errors import BundleError, HostError, UsageError
+from attn_export.errors import BuildFailed, BundleError, HostError, InputError, UsageError
 from attn_export.manifest import EngineRecord
 
 from .cases import ROWS, Case
@@ -126,7 +126,7 @@ def run_parity(
         floor = None
         if oracle.model and any(chosen[name].precision == "fp16" for name in judges):
             floor = NoiseFloor(oracle.model, names)
-        cases = _judge_all(bundle, oracle, [j for pair in judges.values() for j in pair], floor)
+        cases = _judge_all(bundle, oracle, judges, floor)
     noise = floor.max_abs() if floor else None
     needs_eager = "it needs eager PyTorch" if oracle.model is None else "no engine is FP16"
     return ParityReport(
@@ -152,6 +152,15 @@ def _may_skip(skipped: dict[str, str], name: str, *, only_named: bool) -> Iterat
         if only_named:
             raise
         skipped[name] = str(error)
+
+
+@contextmanager
+def _no_skipping(name: str, case: Case) -> Iterator[None]:
+    """An engine that could be opened here and then fails is broken, whatever its error says."""
+    try:
+        yield
+    except (HostError, InputError) as error:
+        raise BuildFailed(f"{name} failed on the case {case.name}: {error}") from error
 
 
 def summary(report: ParityReport, engine: str) -> dict[str, Any]:
@@ -190,7 +199,10 @@ def _chosen(bundle: Bundle, names: Sequence[str] | None) -> dict[str, EngineReco
 
 
 def _judge_all(
-    bundle: Bundle, oracle: Oracle, judges: Sequence[Judge], floor: NoiseFloor | None
+    bundle: Bundle,
+    oracle: Oracle,
+    judges: Mapping[str, Sequence[Judge]],
+    floor: NoiseFloor | None,
 ) -> list[Case]:
     """Run every case through every judge; only one case's outputs are in memory."""
     edges = bundle.manifest.buckets["edges"]
@@ -201,8 +213,10 @@ def _judge_all(
         noise = case.batch == ROWS and case.length == short and case.mask != "masked_row"
         if floor and noise:
             floor.add(case, expected)
-        for judge in judges:
-            judge.add(case, expected, noise=noise)
+        for name, own in judges.items():
+            with _no_skipping(name, case):
+                for judge in own:
+                    judge.add(case, expected, noise=noise)
         cases.append(case)
         log.debug("parity: %s", case.name)
     return cases

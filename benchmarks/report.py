@@ -109,21 +109,9 @@ def _parity_notes(report: ParityReport) -> list[str]:
     return notes
 
 
-def _missed(result: Comparison) -> str:
-    if result.least_cosine is not None:
-        return f"the cosine of all values is {result.cosine or 0.0:.4f}"
-    return f"{result.exceeded} of {result.values} values are outside the tolerance"
-
-
 def _failure(engine: EngineParity, run: Run, result: Comparison) -> str:
-    said = {
-        "fail": _missed(result),
-        "nonfinite": f"{result.nonfinite} of {result.values} values are NaN or infinite",
-        "reference nonfinite": "the reference itself is NaN or infinite",
-        "shape mismatch": result.detail,
-    }.get(result.verdict, result.verdict)
     worst = f"; worst case {result.worst_case}" if result.worst_case else ""
-    return f"{engine.engine}, {run.what}, {result.output}: {said}{worst}"
+    return f"{engine.engine}, {run.what}, {result.output}: {result.reason}{worst}"
 
 
 def render_bench(report: BenchReport) -> RenderableType:

@@ -11,9 +11,7 @@ Its interpreter may be another one than the parent's, with no more than what the
 from __future__ import annotations
 
 import json
-import os
 import platform
-import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -24,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from attn_export.bundle import Bundle
 from attn_export.errors import AttnExportError
 
+from .answers import Answer, Answers, failure
+
 if TYPE_CHECKING:
     from .candidates import Made
     from .steadiness import Steadiness
@@ -32,33 +32,25 @@ if TYPE_CHECKING:
 # On a GPU a shape is fast from its third run on, when its CUDA graph is there.
 SETTLING_TURNS = 4
 VERSIONED = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_lean", "torch")
-Answer = dict[str, Any]
 
 
 def main() -> None:
     """Serve one candidate until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C stops
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a user's model may print
+    answers = Answers()
     with ExitStack() as stack:
         try:
             _serve(sys.stdin, answers, stack)
         except AttnExportError as error:
-            _answer(answers, {"error": type(error).__name__, "text": str(error)})
+            answers.send(failure(error))
 
 
-def _answer(answers: TextIO, content: Answer) -> None:
-    answers.write(json.dumps(content) + "\n")
-    answers.flush()
-
-
-def _serve(orders: TextIO, answers: TextIO, stack: ExitStack) -> None:
+def _serve(orders: TextIO, answers: Answers, stack: ExitStack) -> None:
     made, workload, started = _start(json.loads(orders.readline()), stack)
-    _answer(answers, started)
+    answers.send(started)
     service = _Service(made, workload)
     for line in orders:
         order = json.loads(line)
-        _answer(answers, getattr(service, order.pop("do"))(**order))
+        answers.send(getattr(service, order.pop("do"))(**order))
 
 
 def _start(given: dict[str, Any], stack: ExitStack) -> tuple[Made, Workload, Answer]:

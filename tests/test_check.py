@@ -164,6 +164,43 @@ def test_a_contestant_that_hangs_has_its_row(
     assert "its process was ended" in result.stdout
 
 
+def test_a_parity_that_hangs_has_its_rows(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attn_export.check_parity.LIMIT_S", 0.01)
+    result = run(directory)
+    assert result.exit_code == 3, result.output
+    assert verdicts(directory) == {f"parity:{FP32}": "error", f"parity:{FP16}": "error"}
+    assert f"parity of {FP32}: no answer to" in result.stdout
+
+
+def test_an_engine_that_fails_on_a_request_is_broken_and_not_skipped(directory: Path) -> None:
+    path = directory / "model.onnx"
+    model = onnx.load(path)
+    out = model.graph.output[0].name
+    last = next(node for node in model.graph.node if out in node.output)
+    last.output[list(last.output).index(out)] = "free"
+    model.graph.initializer.append(helper.make_tensor("two", onnx.TensorProto.INT64, [2], [2, 3]))
+    model.graph.node.append(helper.make_node("Reshape", ["free", "two"], [out]))
+    onnx.save(model, path)
+    bundle = Bundle.open(directory)
+    bundle.manifest.graphs["fp32"].files[0] = file_record(path, root=directory)
+    write_manifest(directory, bundle.manifest)
+    result = run(directory)
+    assert result.exit_code == 4, result.output
+    assert verdicts(directory) == {f"parity:{FP32}": "error", f"parity:{FP16}": "pass"}
+    assert f"{FP32} failed on the case " in result.stderr
+
+
+def test_a_junit_file_that_cannot_be_written_hides_no_verdict(
+    directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    junit = tmp_path / "file" / "check.xml"
+    assert run(directory, "--junit", junit).exit_code == 3
+    result = run(directory, "--junit", junit, "--min-speedup", "1e9", "--engine", FP32)
+    assert result.exit_code == 1, result.output
+    assert "no JUnit file: " in result.stderr
+
+
 def test_an_engine_that_is_not_equal_fails(
     directory: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -189,6 +226,9 @@ def test_an_engine_that_is_not_equal_fails(
         (["--baseline", "{here}", "--max-regression", "five"], "is no share"),
         (["--baseline", "{here}", "--max-regression", "nan"], "is no share"),
         (["--min-speedup", "0"], "--min-speedup"),
+        (["--min-speedup", "inf"], "inf is not a finite number"),
+        (["--min-speedup", "nan"], "nan is not a finite number"),
+        (["--baseline", "{here}/reports"], "is a directory, but no bundle"),
         (["--engine", "trt"], "unknown engine 'trt'"),
         (["--junit", "{here}"], "is a directory; give a file"),
         (["--baseline", "{here}/none.json"], "cannot be read: No such file"),

@@ -252,9 +252,11 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
     assert "cannot be read as an ONNX graph" in result.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
 def test_a_build_that_is_stopped_leaves_the_old_bundle_and_can_be_repeated(
-    made: Path, tmp_path: Path, root: Path, how: signal.Signals
+    made: Path, tmp_path: Path, root: Path, how: signal.Signals, code: int
 ) -> None:
     directory = shutil.copytree(made, tmp_path / "bundle")
     before = (directory / "manifest.json").read_bytes()
@@ -273,11 +275,32 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle_and_can_be_repeated(
         time.sleep(0.2)
         process.send_signal(how)
         process.communicate()
-    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    assert process.returncode == code
+    if how != signal.SIGKILL:
+        assert not list(directory.glob(".*"))
     assert (directory / "manifest.json").read_bytes() == before
     assert call("parity", directory).exit_code == 0
     assert call("build", "mqa", *SMALL, *ONE_BACKEND, "-o", directory).exit_code == 0
     assert not list(directory.glob(".*"))
+
+
+def test_a_measurement_that_is_ended_takes_its_processes_along(made: Path, root: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "attn_export", "bench", str(made), "--self-test"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+    ) as process:
+        assert process.stderr is not None
+        assert "run 1 of 20" in process.stderr.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers := children.read_text().split()) < 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 143
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_full_disk_is_the_machines_fault_and_leaves_nothing(tmp_path: Path, root: Path) -> None:

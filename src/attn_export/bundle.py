@@ -340,5 +340,5 @@ def disk_errors(where: Path) -> Iterator[None]:
             raise
         raise HostError(
             f"{where} {refusals[error.errno]}; nothing was changed: choose another "
-            "directory with -o or make room"
+            "directory or make room"
         ) from error

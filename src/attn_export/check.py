@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from attn_export import build
-from attn_export.benchmarks.baseline import Baseline, RecordedBaseline, open_baseline
-from attn_export.benchmarks.baseline_match import circumstances, require_same_circumstances
+from attn_export.benchmarks.baseline import RecordedBaseline, open_baseline
+from attn_export.benchmarks.baseline_match import (
+    circumstances,
+    other_versions,
+    require_same_circumstances,
+)
 from attn_export.benchmarks.bench_settings import chosen_engines, described
 from attn_export.benchmarks.check import run_duels
 from attn_export.benchmarks.check_data import checked_sequences
 from attn_export.benchmarks.check_plan import SpeedGates, SpeedPlan, common_settings
-from attn_export.benchmarks.check_report import (
-    CheckReport,
-    GateResult,
-    failed_result,
-    skipped_result,
-)
+from attn_export.benchmarks.check_report import CheckReport
 from attn_export.benchmarks.devices import GPU, device_of
 from attn_export.benchmarks.machine_state import MachineWatch
-from attn_export.benchmarks.parity import EngineParity, ParityReport
 from attn_export.benchmarks.report_file import write_report
 from attn_export.bundle import Bundle
 from attn_export.calibration.data import read_sequences
-from attn_export.errors import AttnExportError, HostError
+from attn_export.check_parity import prove
 from attn_export.portable import Say
-
-PARITY = "parity"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +76,10 @@ def check_bundle(directory: Path, options: CheckOptions, *, say: Say) -> CheckRe
         threads=common.threads,
         quick=False,
     )
+    said_of_baseline = [baseline.note] if baseline and baseline.note else []
     if isinstance(baseline, RecordedBaseline):
+        if different := other_versions(baseline):
+            said_of_baseline.append(different)
         on_gpu = any(device_of(record) == GPU for record in chosen.values())
         require_same_circumstances(baseline, here, on_gpu=on_gpu)
     gates = SpeedGates(
@@ -91,10 +87,15 @@ def check_bundle(directory: Path, options: CheckOptions, *, say: Say) -> CheckRe
     )
     plan = SpeedPlan(bundle, gates, chosen, named=options.engine is not None, common=common)
     say("proving the engines equal to eager PyTorch")
-    results, notes = _parity(bundle, list(chosen), options)
+    results, notes = prove(
+        bundle,
+        list(chosen),
+        named=options.engine is not None,
+        allow_host_code=options.allow_host_code,
+    )
     unable = {result.engine: result.text for result in results if result.verdict == "skipped"}
     with MachineWatch() as machine:
-        results += plan.skipped + run_duels(plan.duels, sequences, unable=unable, say=say)
+        results += plan.verdicts + run_duels(plan.duels, sequences, unable=unable, say=say)
     report = CheckReport(
         bundle=str(directory),
         model=str(bundle.manifest.model.get("name", "")),
@@ -102,71 +103,7 @@ def check_bundle(directory: Path, options: CheckOptions, *, say: Say) -> CheckRe
         results=results,
         settings={**here, "data": described(given)},
         load_average=machine.load_average,
-        notes=[*notes, *_baseline_notes(baseline), *machine.notes],
+        notes=[*notes, *said_of_baseline, *machine.notes],
     )
     write_report(bundle, "check", report)
     return report
-
-
-def _parity(
-    bundle: Bundle, engines: Sequence[str], options: CheckOptions
-) -> tuple[list[GateResult], list[str]]:
-    """The verdicts of all engines in one pass; where one breaks that, of each engine by itself."""
-    asked: dict[str, Any] = {
-        "reference": "auto",
-        "tolerances": None,
-        "allow_host_code": options.allow_host_code,
-    }
-    try:
-        report, note = build.parity(bundle.directory, engine=options.engine, **asked)
-        return _parity_results(report), [note] if note else []
-    except AttnExportError:
-        each = [_parity_of(bundle, name, asked, named=bool(options.engine)) for name in engines]
-        return [result for results in each for result in results], []
-
-
-def _parity_of(
-    bundle: Bundle, engine: str, asked: dict[str, Any], *, named: bool
-) -> list[GateResult]:
-    try:
-        report, _ = build.parity(bundle.directory, engine=engine, **asked)
-    except HostError as error:
-        if named:
-            return [failed_result(PARITY, engine, error)]
-        return [skipped_result(PARITY, engine, str(error))]
-    except AttnExportError as error:
-        return [failed_result(PARITY, engine, error)]
-    return _parity_results(report)
-
-
-def _parity_results(report: ParityReport) -> list[GateResult]:
-    results = [
-        GateResult(
-            gate=PARITY,
-            engine=engine.engine,
-            verdict="pass" if engine.passed else "fail",
-            text=_parity_text(engine, report),
-        )
-        for engine in report.engines
-    ]
-    return results + [skipped_result(PARITY, n, reason) for n, reason in report.skipped.items()]
-
-
-def _parity_text(engine: EngineParity, report: ParityReport) -> str:
-    """The worst run's numbers, and what they are held against."""
-    outputs = [result for run in engine.runs for result in run.outputs]
-    worst = max(outputs, key=lambda result: (not result.passed, result.max_abs))
-    if worst.least_cosine is not None:
-        said = (
-            f"cosine {worst.cosine or 0.0:.4f} on {worst.output}, at least {worst.least_cosine:g}"
-        )
-    else:
-        allowed = f"{worst.atol:g} + {worst.rtol:g}·|reference|"
-        said = f"max abs {worst.max_abs:.1e} on {worst.output}, allowed {allowed}"
-    if not engine.passed:
-        said = f"{said}; {worst.verdict} ({worst.exceeded} of {worst.values} values outside)"
-    return f"{said}; {report.cases} cases, {report.rows} rows against {report.reference}"
-
-
-def _baseline_notes(baseline: Baseline | None) -> list[str]:
-    return [baseline.note] if baseline and baseline.note else []

@@ -41,8 +41,11 @@ class Steps:
         """Begin a step."""
         self._step = step
         if self._status is not None:
-            self._status.update(step)
-            self._status.console.print(f"[dim]{self._elapsed()}[/dim] {step}", highlight=False)
+            from rich.text import Text
+
+            self._status.update(Text(step))
+            said = Text.assemble((self._elapsed(), "dim"), f" {step}")
+            self._status.console.print(said)
         else:
             print(f"{self._elapsed()} {step}", file=sys.stderr, flush=True)  # noqa: T201
 

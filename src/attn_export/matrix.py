@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attn_export.benchmarks.matrix_cell import MODELS
 from attn_export.bucketing import BucketOptions
 from attn_export.bundle import MANIFEST, Bundle, write_atomic
-from attn_export.errors import MissingPackage, UsageError
+from attn_export.errors import HostError, MissingPackage, UsageError
 from attn_export.int8_options import Int8Options
 from attn_export.options import command_line
 from attn_export.portable import Fp16Options, Say, require_export
@@ -49,7 +49,6 @@ def run(
             report.
     """
     from attn_export.benchmarks.matrix import run_matrix
-    from attn_export.benchmarks.matrix_plot import plot_matrix
     from attn_export.calibration.data import read_sequences
 
     if (directory / MANIFEST).exists():
@@ -64,16 +63,29 @@ def run(
         longest = min(bundle.manifest.max_length for bundle in bundles.values())
         sequences = read_sequences(data, tokenizer=tokenizer, max_length=longest)
     report = run_matrix(bundles, sequences=sequences, quick=quick, threads=threads, say=say)
-    text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
-    write_atomic(directory / REPORT, text)
-    said, picture = [f"{directory / REPORT}: the numbers"], directory / PICTURE
+    return report, [_keep(directory / REPORT, report), _draw(directory / PICTURE, report)]
+
+
+def _keep(path: Path, report: MatrixReport) -> str:
+    """Write the numbers; where that fails, the terminal still shows them."""
     try:
-        plot_matrix(report, picture)
-        said.append(f"{picture}: the picture")
+        write_atomic(path, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    except HostError as error:
+        return f"no {path.name}: {error}"
+    return f"{path}: the numbers"
+
+
+def _draw(path: Path, report: MatrixReport) -> str:
+    from attn_export.benchmarks.matrix_plot import plot_matrix
+
+    try:
+        plot_matrix(report, path)
     except (MissingPackage, UsageError) as error:
-        picture.unlink(missing_ok=True)  # of an earlier run
-        said.append(f"no picture: {error}")
-    return report, said
+        path.unlink(missing_ok=True)  # of an earlier run
+        return f"no picture: {error}"
+    except HostError as error:
+        return f"no picture: {error}"
+    return f"{path}: the picture"
 
 
 def _build_missing(directory: Path, data: Path | None, tokenizer: Path | None, say: Say) -> None:

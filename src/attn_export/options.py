@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,13 +50,43 @@ FOREIGN = {
 }
 
 
+class PositiveNumber(click.FloatRange):
+    """A number above zero that is neither infinite nor NaN, which FloatRange lets through."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """While it lasts SIGTERM unwinds the stack, so that processes and partial files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Group(click.Group):
     """Errors of ours become one line and their exit code; a bug keeps its traceback (70)."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line."""
+        """Run the command line; SIGTERM ends it as orderly as Ctrl-C does."""
         try:
-            return super().main(*args, **kwargs)
+            with _orderly_end():
+                return super().main(*args, **kwargs)
         except SystemExit as end:
             from attn_export.engines.build_thread import is_left_running
 

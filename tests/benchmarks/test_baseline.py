@@ -122,8 +122,54 @@ def test_a_newer_report_and_nothing_at_all(bundle: Bundle, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         open_baseline(tmp_path / "none", bundle)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(UsageError, match="folder is a directory, but no bundle; give a bundle's"):
         open_baseline(tmp_path / "folder", bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environment": None}, "its environment is None"),
+        ({"environment": {"cpu": "Xeon"}}, "its cpu is 'Xeon'"),
+        ({"settings": []}, r"its settings is \[\]"),
+    ],
+)
+def test_a_record_that_somebody_edited_is_refused(
+    bundle: Bundle, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({**recorded_bench(bundle).to_json(), **change}))
+    with pytest.raises(UsageError, match=f"bench.json was edited: {message}"):
+        open_baseline(path, bundle)
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf"), "10", None])
+def test_rates_that_nobody_measured_are_refused(
+    bundle: Bundle, tmp_path: Path, rate: object
+) -> None:
+    data = recorded_bench(bundle).to_json()
+    data["results"][1]["rounds"][3] = rate
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=r"engine-bucketed:onnxruntime-fp32 has a round of"):
+        open_baseline(path, bundle)
+
+
+def test_rounds_that_have_no_partner_are_refused(bundle: Bundle) -> None:
+    report = recorded_bench(bundle)
+    report.results[0].rounds.pop()
+    with pytest.raises(UsageError, match=r"holds 9 rounds of engine-bucketed.* and 8 of eager"):
+        RecordedBaseline(path=Path("bench.json"), report=report).ratio(ENGINE, EAGER)
+
+
+def test_a_bundle_beside_itself_is_noted(bundle: Bundle) -> None:
+    assert "the checked bundle itself" in open_baseline(bundle.directory, bundle).note
+
+
+def test_other_dimensions_of_as_many_parameters_are_noted(bundle: Bundle, old: Bundle) -> None:
+    old.manifest.model["spec"] = {"num_heads": 1}
+    write_manifest(old.directory, old.manifest)
+    assert "num_heads 1" in open_baseline(old.directory, bundle).note
 
 
 def test_the_recorded_ratio_by_hand(bundle: Bundle) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attn_export.benchmarks.baseline import RecordedBaseline
-from attn_export.benchmarks.baseline_match import circumstances, require_same_circumstances
+from attn_export.benchmarks.baseline_match import (
+    circumstances,
+    other_versions,
+    require_same_circumstances,
+)
 from attn_export.benchmarks.bench_settings import SYNTHETIC
 from attn_export.benchmarks.workload import synthetic_sequences
 from attn_export.bundle import Bundle
@@ -39,6 +44,7 @@ def test_the_same_machine_and_settings_are_comparable(bundle: Bundle) -> None:
         ("data (sha256)", "0" * 64),
         ("sequences", 5),
         ("max length", 512),
+        ("dimensions", {"num_heads": 1}),
         ("batch size", 32),
         ("threads", 99),
         ("quick", True),
@@ -62,3 +68,16 @@ def test_gpus_count_only_where_an_engine_runs_on_one(bundle: Bundle) -> None:
     require_same_circumstances(baseline, found, on_gpu=False)
     with pytest.raises(UsageError, match=r"GPUs: \[\] there, \['Tesla T4'\] here"):
         require_same_circumstances(baseline, found, on_gpu=True)
+
+
+def test_other_versions_are_said_and_not_refused(bundle: Bundle) -> None:
+    report = recorded_bench(bundle)
+    baseline = RecordedBaseline(path=Path("bench.json"), report=report)
+    assert other_versions(baseline) is None
+    here = {"onnxruntime": version("onnxruntime"), "numpy": "0.1"}
+    report.environment["packages"] = here
+    assert other_versions(baseline) is None
+    report.environment["packages"] = {**here, "onnxruntime": "1.0.0", "tensorrt": "8.6.0"}
+    assert other_versions(baseline) == (
+        f"the baseline was measured with onnxruntime 1.0.0, here {version('onnxruntime')}"
+    )

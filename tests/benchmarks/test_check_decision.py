@@ -58,6 +58,15 @@ def test_verdicts_by_hand(ratios: list[float], verdict: str) -> None:
     assert NO_SLOWER.answer(ratios) == verdict
 
 
+def test_the_look_that_answers_settles_it() -> None:
+    slow, fast = [0.9] * 8, [1.1] * 60
+    assert NO_SLOWER.answer(NO_SLOWER.counted(slow)) == "fail"
+    assert NO_SLOWER.counted(slow + fast) == slow
+    open_until_16 = [0.9] * 2 + [1.1] * 30
+    assert NO_SLOWER.counted(open_until_16[:8]) == open_until_16[:8]
+    assert [len(NO_SLOWER.counted(open_until_16[:n])) for n in LOOKS[:3]] == [8, 16, 16]
+
+
 def test_a_recorded_ratio_brings_its_own_interval() -> None:
     # 12 [10, 14] then, 11 [9, 13] now: 11/12, from 9/14 to 13/10.
     then = Interval(median=12.0, low=10.0, high=14.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from attn_export.benchmarks.baseline import Baseline, BuildBaseline, RecordedBaseline
+from attn_export.benchmarks.candidates import BUCKETED
 from attn_export.benchmarks.check_plan import SpeedGates, SpeedPlan, common_settings
 from attn_export.bundle import Bundle
 from attn_export.errors import UsageError
@@ -43,7 +45,7 @@ def recorded(bundle: Bundle) -> RecordedBaseline:
 
 def test_without_gates_on_speed_there_is_nothing_to_run(bundle: Bundle) -> None:
     found = plan(bundle)
-    assert (found.duels, found.skipped) == ([], [])
+    assert (found.duels, found.verdicts) == ([], [])
 
 
 def test_a_build_and_eager_pytorch_are_two_opponents(bundle: Bundle) -> None:
@@ -71,9 +73,9 @@ def test_a_duel_of_two_questions_goes_on_until_both_are_answered(bundle: Bundle)
 
 def test_fp16_on_a_cpu_takes_part_when_it_is_named(bundle: Bundle) -> None:
     found = plan(bundle, BuildBaseline(bundle=bundle), min_speedup=1.2)
-    assert [result.name for result in found.skipped] == [f"speedup:{FP16}", f"regression:{FP16}"]
+    assert [result.name for result in found.verdicts] == [f"speedup:{FP16}", f"regression:{FP16}"]
     named = plan(bundle, BuildBaseline(bundle=bundle), min_speedup=1.2, engine=FP16)
-    assert (len(named.duels), named.skipped) == (2, [])
+    assert (len(named.duels), named.verdicts) == (2, [])
 
 
 def test_a_baseline_without_the_engine_is_refused(bundle: Bundle) -> None:
@@ -81,10 +83,23 @@ def test_a_baseline_without_the_engine_is_refused(bundle: Bundle) -> None:
         plan(bundle, recorded(bundle), engine=FP16)
 
 
+def test_an_engine_that_only_the_baseline_has_fails(bundle: Bundle) -> None:
+    baseline = recorded(bundle)
+    (found,) = [r for r in baseline.report.results if r.engine == FP32 and r.candidate == BUCKETED]
+    baseline.report.results.append(replace(found, name="old", engine="old"))
+    (lost,) = [r for r in plan(bundle, baseline).verdicts if r.verdict == "fail"]
+    assert (lost.name, lost.text) == (
+        "regression:old",
+        "the baseline (the ratios to eager PyTorch recorded in bench.json) has this engine, and "
+        "the bundle has not",
+    )
+    assert not [r for r in plan(bundle, baseline, engine=FP32).verdicts if r.verdict == "fail"]
+
+
 def test_an_engine_that_is_new_is_skipped_where_another_is_compared(bundle: Bundle) -> None:
     engines = bundle.manifest.engines
     engines["new"] = engines[FP32]
     found = plan(bundle, recorded(bundle))
     assert [duel.engine for duel in found.duels] == [FP32]
-    assert [result.name for result in found.skipped] == [f"regression:{FP16}", "regression:new"]
-    assert "has no such engine" in found.skipped[1].text
+    assert [result.name for result in found.verdicts] == [f"regression:{FP16}", "regression:new"]
+    assert "has no such engine" in found.verdicts[1].text

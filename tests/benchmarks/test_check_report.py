@@ -7,7 +7,7 @@ import json
 import pytest
 
 from attn_export.benchmarks.check_report import GateResult, failed_result, skipped_result
-from attn_export.errors import AttnExportError, HostError, MissingPackage
+from attn_export.errors import AttnExportError, BuildFailed, HostError, InputError, MissingPackage
 
 from .check_results import CRASHED, PASSED, SKIPPED, SLOWER, UNCLEAR, check_report
 
@@ -45,6 +45,12 @@ def test_a_missing_package_keeps_its_advice() -> None:
     missing = failed_result("speedup", "x", MissingPackage("torch", "export"))
     with pytest.raises(HostError, match=r"pip install 'attn-export\[export\]'"):
         check_report(PASSED, missing).require_pass()
+
+
+def test_an_engine_that_refuses_requests_is_no_wrong_call() -> None:
+    refused = failed_result("parity", "x", InputError("the requests have 3 tokens"))
+    with pytest.raises(BuildFailed, match="parity:x: the requests have 3 tokens"):
+        check_report(PASSED, refused).require_pass()
 
 
 def test_the_json_form_begins_with_the_verdict() -> None:
