@@ -114,8 +114,8 @@ class BenchReport:
         skipped: candidates and engines that could not run here, and why.
         failed: candidates that crashed, hung or failed in the measurement, the first one first.
         load_average: of the last minute, before and after.
-        latencies: by engine, of one request and of a padded batch; by the name of
-            ``eager-dynamic``, of one request.
+        latencies: by engine, of one request of typical length, of one as long as the 99th
+            percentile, and of a padded batch; by the name of ``eager-dynamic``, of the requests.
         notes: what a reader must know before the numbers.
         settings: all that two reports must share to be compared, the data's sha256 and the model
             among it.

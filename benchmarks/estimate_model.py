@@ -8,7 +8,7 @@ from typing import Any
 
 from attn_export.bundle import Bundle
 from attn_export.errors import BundleError, UsageError
-from attn_export.spec import EncoderSpec
+from attn_export.spec import EncoderSpec, builtin_spec, shared_heads
 
 BUILTIN = ("mha", "gqa", "mqa")
 _BY_HAND = (
@@ -30,7 +30,8 @@ def spec_of(model: str, options: dict[str, int], *, length: int) -> EncoderSpec:
         BundleError: if the directory's manifest cannot be read.
     """
     if model in BUILTIN:
-        return _builtin(model, options, length)
+        positions = max(length, EncoderSpec.max_length)
+        return builtin_spec(model, {"max_length": positions, **options})
     if not Path(model).is_dir():
         raise UsageError(
             f"unknown model {model!r}; allowed: {', '.join(BUILTIN)} with dimensions, or the "
@@ -43,24 +44,10 @@ def spec_of(model: str, options: dict[str, int], *, length: int) -> EncoderSpec:
 
 
 def variants(spec: EncoderSpec) -> list[EncoderSpec]:
-    """MHA, GQA and MQA of the same size; GQA with the given heads, or about a third of them."""
+    """MHA, GQA and MQA of the same size; GQA with the model's own key/value heads, if it is one."""
     heads = spec.num_heads
-    third = max(k for k in range(1, heads + 1) if heads % k == 0 and 3 * k <= max(heads, 3))
-    shared = third if spec.num_kv_heads in {1, heads} else spec.num_kv_heads
+    shared = shared_heads(heads) if spec.num_kv_heads in {1, heads} else spec.num_kv_heads
     return [replace(spec, num_kv_heads=k) for k in dict.fromkeys((heads, shared, 1))]
-
-
-def _builtin(model: str, options: dict[str, int], length: int) -> EncoderSpec:
-    heads = options.get("num_heads", EncoderSpec.num_heads)
-    default = {"mha": heads, "mqa": 1, "gqa": max(1, heads // 3)}[model]
-    positions = max(length, EncoderSpec.max_length)
-    spec = EncoderSpec(**{"num_kv_heads": default, "max_length": positions, **options})
-    if model != "gqa" and spec.num_kv_heads != default:
-        raise UsageError(
-            f"{model} has {default} key/value heads, got {spec.num_kv_heads}; use the model gqa "
-            "to choose their number"
-        )
-    return spec
 
 
 def _of_manifest(directory: str, model: dict[str, Any]) -> EncoderSpec:

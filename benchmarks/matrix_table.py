@@ -12,7 +12,7 @@ from .matrix_cell import BUCKETED, EAGER_AUTOCAST, MODES, PADDED, VARIANTS, Cell
 from .matrix_factors import EXERCISE_PLACE, Factor, Side
 from .matrix_report import MatrixReport
 from .stats import Interval
-from .terminal_table import narrow_table
+from .terminal_table import narrow_table, plain
 
 FAILED, NOT_RUN = "failed", "-"
 
@@ -51,7 +51,8 @@ def _by_batch(
         for model in dict.fromkeys(cell.model for cell in cells):
             row = [known.get((model, variant, batch)) for batch in batches]
             if any(cell and (cell.samples_per_s or cell.failed) for cell in row):
-                table.add_row(f"{model} {variant}", *(_shown(cell, shown) for cell in row))
+                texts = (_shown(cell, shown) for cell in row)
+                table.add_row(*plain([f"{model} {variant}", *texts]))
     return table
 
 
@@ -89,7 +90,7 @@ def _factors(report: MatrixReport, batch: int) -> Table:
         ratios = (_interval(found[mode].ratio) if mode in found else NOT_RUN for mode in MODES)
         told = [factor.exercise for factor in found.values() if factor.exercise]
         exercise = f"{told[0]:.2f}" if told else ""
-        table.add_row(f"{side.model} {side.variant}", side.mode, *ratios, exercise)
+        table.add_row(*plain([f"{side.model} {side.variant}", side.mode, *ratios, exercise]))
     return table
 
 

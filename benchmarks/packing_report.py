@@ -46,7 +46,7 @@ def _columns(cell: Cell) -> list[str]:
         _interval(cell.cpu[PACKED]),
         f"{cell.ratios[PADDED].median:.2f}",
         *(f"{cell.empty[name]:.1%}" for name in (PACKED, BUCKETED)),
-        f"{cell.arithmetic[AT_EDGES]:.2f}",
+        f"{cell.arithmetic[AT_EDGES]:.3g}",
     ]
 
 

@@ -39,6 +39,7 @@ class Alternative:
     """An option that was not chosen, and why; ``size`` where it could be sized."""
 
     option: str
+    model: str
     reason: str
     size: Size | None = None
 
@@ -117,15 +118,18 @@ def make_plan(wish: Wish, basis: Basis) -> Plan:
     if best.p99_s < size.p99_s * (1 - WORTH):
         size = best
     lost = [
-        Alternative(
-            option=name,
-            reason=_why(options[name], sizes[name], option, size, basis.unit),
-            size=sizes[name],
+        _lost(
+            options[name],
+            _why(options[name], sizes[name], option, size, basis.unit),
+            sizes[name],
         )
         for name in order[1:]
     ]
-    never = {**reasons, **basis.refused}
-    lost += [Alternative(option=name, reason=reason) for name, reason in never.items()]
+    lost += [_lost(options[name], reason) for name, reason in reasons.items()]
+    lost += [
+        Alternative(option=item.name, model=item.model, reason=item.reason)
+        for item in basis.refused
+    ]
     hourly = None if wish.price is None else size.machines * wish.price
     return Plan(
         wish=wish,
@@ -196,6 +200,10 @@ def _all(sizes: Iterable[Size | None]) -> list[Size]:
 
 def _rank(option: Option, size: Size) -> tuple[float, ...]:
     return size.machines, option.exactness, size.p99_s
+
+
+def _lost(option: Option, reason: str, size: Size | None = None) -> Alternative:
+    return Alternative(option=option.name, model=option.model, reason=reason, size=size)
 
 
 def _why(option: Option, size: Size, best: Option, best_size: Size, unit: str) -> str:

@@ -14,7 +14,7 @@ from attn_export.spec import EncoderSpec
 
 from .estimate_study import NOT_MEASURED
 from .hardware import GPUS, HERE, Limits, machine_title
-from .plan_option import ESTIMATED, Basis, Option, Service
+from .plan_option import ESTIMATED, Basis, Option, Refused, Service
 from .roofline import roofline
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -65,7 +65,8 @@ def estimated_basis(
             except UsageError as error:  # noqa: PERF203 - a few
                 if dtype in limits.flops:
                     raise
-                basis.refused[f"{name} {dtype}"] = str(error)
+                refused = Refused(name=f"{name} {dtype}", model=name, reason=str(error))
+                basis.refused.append(refused)
     return basis
 
 

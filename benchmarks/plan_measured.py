@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from attn_export.errors import BundleError, UsageError
 from .bench_report import BenchReport
 from .candidates import BUCKETED, EAGER_DYNAMIC
 from .devices import CPU
+from .latency import Latency
 from .matrix_cell import BUCKETED as BUCKETED_CELL
 from .matrix_cell import EAGER_AUTOCAST, EAGER_FP32, ENGINES, Cell
 from .matrix_report import MatrixReport
-from .plan_option import PRECISIONS, Option, Service
+from .plan_option import PRECISIONS, Option, Refused, Service
 
 HOW = (
     "give a bench.json or matrix.json of 'attn-export bench', or the folder that holds it: a "
@@ -51,7 +53,7 @@ class Found:
     mean_length: float | None
     is_matrix: bool
     options: list[tuple[Option, str]] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,6 +65,8 @@ def read_result(path: Path) -> Found:
             bundle, path = Bundle.open(path), path / REPORTS / "bench.json"
         else:
             path /= "matrix.json"
+    else:
+        bundle = _bundle_around(path)
     data = _json(path)
     try:
         if isinstance(data, dict) and "cells" in data:
@@ -70,6 +74,13 @@ def read_result(path: Path) -> Found:
         return _of_bench(path, BenchReport.from_json(data), bundle)
     except (UsageError, BundleError) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _bundle_around(path: Path) -> Bundle | None:
+    """The bundle that has a file in its reports."""
+    reports = path.resolve().parent
+    inside = reports.name == REPORTS and (reports.parent / MANIFEST).is_file()
+    return Bundle.open(reports.parent) if inside else None
 
 
 def _json(path: Path) -> Any:
@@ -107,44 +118,68 @@ def _of_bench(path: Path, report: BenchReport, bundle: Bundle | None) -> Found:
         machine=machine_of(report.environment),
         mean_length=report.mean_length,
         is_matrix=False,
-        notes=[
-            *_quick(report, path),
-            f"{path.name}: between one request and a full load, a batch's time is on a straight "
-            "line; 'bench --matrix' measures the batches between",
-        ],
+        notes=_bench_notes(path, report, bundle),
     )
     for result in report.results:
         engine = result.engine
         if result.candidate not in (BUCKETED, EAGER_DYNAMIC):
             continue
-        name = f"{report.model} {engine or result.candidate}"
-        precision = _precision(engine)
-        alone = [
-            item for item in report.latencies.get(engine or result.name, ()) if item.batch == 1
-        ]
+        runner, precision = engine or result.name, _precision(engine)
+        alone = _alone(report, runner)
         reason = _no_option(bundle, engine, precision, result.device, has_latency=bool(alone))
         if reason:
-            found.refused[name] = reason
+            name = f"{report.model} {runner}"
+            found.refused.append(Refused(name=name, model=report.model, reason=reason))
             continue
-        seconds, late = (alone[0].host_ms[key] / 1e3 for key in ("p50", "p99"))
-        each = 1 / result.samples_per_s.median
-        # A batch cannot be faster than the full load, whatever one request takes.
-        points = max(seconds, each), max(seconds, each) + (FULL_LOAD - 1) * each
         option = Option(
             model=report.model,
-            runner=engine or result.candidate,
+            runner=runner,
             precision=precision,
             batching="buckets",
             edges=tuple(bundle.manifest.buckets["edges"]) if bundle else (),
             weights=report.settings.get("weights_sha256"),
-            service=Service(
-                batches=(1, FULL_LOAD),
-                seconds=points,
-                p99_s=(points[0] * late / seconds, points[1] * late / seconds),
-            ),
+            service=_line(alone, 1 / result.samples_per_s.median),
         )
         found.options.append((option, result.device))
     return found
+
+
+def _bench_notes(path: Path, report: BenchReport, bundle: Bundle | None) -> list[str]:
+    notes = [
+        *_quick(report, path),
+        f"{path.name}: between one request and a full load, a batch's time is on a straight "
+        "line; 'bench --matrix' measures the batches between",
+    ]
+    if any(len(_alone(report, runner)) == 1 for runner in report.latencies):
+        notes.append(
+            f"{path.name}: the p99 of one request is that of its typical length, long ones are not "
+            "in it; run 'attn-export bench' again"
+        )
+    if bundle is None:
+        notes.append(
+            f"{path.name}: whether its engines passed parity is not known; give the bundle instead"
+        )
+    return notes
+
+
+def _alone(report: BenchReport, runner: str) -> list[Latency]:
+    """Of one request: of typical length first, then of a long one."""
+    return [item for item in report.latencies.get(runner, ()) if item.batch == 1]
+
+
+def _line(alone: Sequence[Latency], each: float) -> Service:
+    """From one request to a full load, of which a request takes ``each`` seconds."""
+    seconds, usual = (alone[0].host_ms[key] / 1e3 for key in ("p50", "p99"))
+    late = max(item.host_ms["p99"] / 1e3 for item in alone)
+    # A batch cannot be faster than the full load, whatever one request takes.
+    points = max(seconds, each), max(seconds, each) + (FULL_LOAD - 1) * each
+    # In a full load lengths even out: of n requests their spread is the square root of n smaller.
+    full = usual + (late - usual) / math.sqrt(FULL_LOAD)
+    return Service(
+        batches=(1, FULL_LOAD),
+        seconds=points,
+        p99_s=(points[0] * late / seconds, points[1] * full / seconds),
+    )
 
 
 def _precision(engine: str | None) -> str:
@@ -163,10 +198,12 @@ def _no_option(
         return WIDENED
     if not has_latency:
         return "the latency of one request was not measured"
-    record = bundle.manifest.engines.get(engine) if bundle and engine else None
-    if bundle and record and not bundle.manifest.passed(record):
-        return "parity was not passed"
-    return None
+    if bundle is None or engine is None:
+        return None
+    record = bundle.manifest.engines.get(engine)
+    if record is None:
+        return "the bundle no longer has it"
+    return None if bundle.manifest.passed(record) else "parity was not passed"
 
 
 def _of_matrix(path: Path, report: MatrixReport) -> Found:
@@ -189,7 +226,8 @@ def _of_matrix(path: Path, report: MatrixReport) -> Found:
         measured = [c for c in cells if c.samples_per_s and c.latency_ms]
         if not measured:
             reason = next((c.failed or c.note for c in cells if c.failed or c.note), None)
-            found.refused[f"{model} {variant}, {mode}"] = reason or "not measured"
+            name = f"{model} {variant}, {mode}"
+            found.refused.append(Refused(name=name, model=model, reason=reason or "not measured"))
             continue
         about = (settings.get("models") or {}).get(model, {})
         edges = about.get("edges", ())

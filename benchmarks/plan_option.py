@@ -106,6 +106,15 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refused:
+    """What could not be an option, and why."""
+
+    name: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Basis:
     """Where the options come from.
 
@@ -113,7 +122,6 @@ class Basis:
         kind: ``MEASURED`` or ``ESTIMATED``.
         hardware: the machine that they are of.
         unit: what is counted: a GPU or a machine.
-        refused: what could not be an option, and why.
         notes: what a reader must know.
     """
 
@@ -121,5 +129,5 @@ class Basis:
     hardware: str
     unit: str
     options: list[Option]
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# At most this share of the capacity; beyond it the queue is longer than anyone plans for.
-MOST_LOAD = 0.98
+# At most this share of the capacity, but for rounding; beyond it the queue is longer than anyone
+# plans for.
+MOST_LOAD = 0.98 + 1e-8
 # Parts of a service in which the arrivals are told apart; bins of the distribution.
 PARTS, BINS = 16, 20_000
 _RARE = 1e-8
@@ -60,7 +61,7 @@ def served(times: Floats, *, rate: float, window_s: float = 0.0) -> Served:
     """
     load = rate * float(times[-1]) / len(times)
     if not 0 < load <= MOST_LOAD:
-        raise ValueError(f"load {load:.3f}: outside of 0 to {MOST_LOAD}")
+        raise ValueError(f"load {load:.3f}: outside of 0 to {MOST_LOAD:.2f}")
     return _Queue(times=_reached(times, rate, window_s), rate=rate, window_s=window_s).solve()
 
 

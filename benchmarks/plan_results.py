@@ -13,7 +13,7 @@ from attn_export.errors import UsageError
 from .devices import GPU
 from .hardware import HERE
 from .plan_measured import HOW, Found, machine_of, read_result
-from .plan_option import MEASURED, Basis, Option
+from .plan_option import MEASURED, Basis, Option, Refused
 
 # Mean lengths further apart than this are another workload.
 SAME_LENGTH = 0.05
@@ -47,15 +47,15 @@ def measured_basis(
     pairs = _merged(found)
     on_gpu = any(device == GPU for _, device in pairs) and machine != HERE
     kept = [option for option, device in pairs if not on_gpu or device == GPU]
-    refused = {name: reason for item in found for name, reason in item.refused.items()}
+    refused = [item for result in found for item in result.refused]
     if model is not None:
         kept, refused = _of_model(kept, refused, model)
     if not kept:
-        said = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        said = "; ".join(f"{item.name}: {item.reason}" for item in refused)
         raise UsageError(f"{_names(paths)}: nothing that a plan can use. {said or HOW}")
     return Basis(
         kind=MEASURED,
-        hardware=first.gpus[0] if on_gpu else first.described,
+        hardware=(first.gpus or ("an unnamed GPU",))[0] if on_gpu else first.described,
         unit="GPU" if on_gpu else "machine",
         options=kept,
         refused=refused,
@@ -68,15 +68,15 @@ def _names(paths: Iterable[Path]) -> str:
 
 
 def _of_model(
-    options: list[Option], refused: dict[str, str], model: str
-) -> tuple[list[Option], dict[str, str]]:
+    options: list[Option], refused: list[Refused], model: str
+) -> tuple[list[Option], list[Refused]]:
     models = list(dict.fromkeys(option.model for option in options))
     if model not in models:
         raise UsageError(
             f"the results are of {', '.join(models)}, not of {model}; leave --model out"
         )
     kept = [option for option in options if option.model == model]
-    return kept, {k: v for k, v in refused.items() if k.split()[0] == model}
+    return kept, [item for item in refused if item.model == model]
 
 
 def _merged(found: Sequence[Found]) -> list[tuple[Option, str]]:

@@ -12,7 +12,7 @@ from .plan import Plan
 from .plan_option import ESTIMATED
 from .plan_size import Size
 from .report_numbers import number, plural
-from .terminal_table import heading, narrow_table
+from .terminal_table import heading, narrow_table, plain
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -141,7 +141,7 @@ def _alternatives(plan: Plan) -> Table:
         if size is not None:
             load, late = _share(size.load), number(size.p99_s * 1e3)
             cells = [f"{size.machines:,}", str(size.batch), load, late]
-        table.add_row(item.option, *cells, item.reason)
+        table.add_row(*plain([item.option, *cells, item.reason]))
     return table
 
 
@@ -161,7 +161,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     )
     for text in plan.assumptions:
         yield f"assumed: {text}"
-    models = {item.option.split()[0] for item in plan.alternatives} - {plan.option.model}
+    models = {item.model for item in plan.alternatives} - {plan.option.model}
     if models:
         yield (
             f"{plan.option.model} and {', '.join(sorted(models))} are different models: compare "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from attn_export.errors import UsageError
@@ -68,11 +69,23 @@ def parse_head_room(text: str) -> float:
     Raises:
         UsageError: anything else, or outside of 2 % to 95 %.
     """
+    return parse_share(text, "head-room", least=LEAST_HEAD_ROOM, most=MOST_HEAD_ROOM)
+
+
+def parse_share(text: str, name: str, *, least: float, most: float) -> float:
+    """A share from ``least`` to ``most``, of ``"30%"`` or ``"0.3"``.
+
+    Args:
+        name: what it is, for the message.
+
+    Raises:
+        UsageError: anything else.
+    """
     found = _SHARE.fullmatch(text)
-    share = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not LEAST_HEAD_ROOM <= share <= MOST_HEAD_ROOM:
+    share = float(found[1]) / (100 if found[2] else 1) if found else math.nan
+    if not least <= share <= most:
         raise UsageError(
-            f"the head-room {text!r} is not understood or not possible; give a share from "
-            f"{LEAST_HEAD_ROOM:.0%} to {MOST_HEAD_ROOM:.0%}, for instance 30% or 0.3"
+            f"the {name} {text!r} is not understood or not possible; give a share from "
+            f"{least:.0%} to {most:.0%}, for instance 30% or 0.3"
         )
     return share

@@ -18,7 +18,7 @@ from .metrics import Comparison
 from .parity import EngineParity, ParityReport
 from .peers import PREFIX
 from .stats import CONFIDENCE, Interval, verdict
-from .terminal_table import narrow_table
+from .terminal_table import narrow_table, plain
 
 _SHORT = {
     EAGER_MHA: "x mha\npadded",
@@ -40,7 +40,7 @@ def render_parity(report: ParityReport) -> RenderableType:
         for run in engine.runs:
             label = labels[engine.engine] if run.what == ENGINE else f"  {run.what}"
             for result in run.outputs:
-                table.add_row(label, *_parity_cells(result))
+                table.add_row(*plain([label, *_parity_cells(result)]))
     lines = [_verdict_line(engine, report) for engine in report.engines]
     lines += [
         Text.assemble(("[SKIP]", "bold yellow"), f" {name}: {reason}")
@@ -164,7 +164,7 @@ def _bench_tables(
         yield Text(name, style="bold")
         part = table(header=False)
         for result in group:
-            part.add_row(*rows[result.name])
+            part.add_row(*plain(rows[result.name]))
         yield part
 
 

@@ -133,7 +133,9 @@ class Rounds:
         self._bundle, self._plan, self._say, self._stack = bundle, plan, say, stack
         self.eager, self._engine = eager, engine
         self._total = len(sequences)
-        self.typical = int(np.median([len(ids) for ids in sequences]))
+        lengths = [len(ids) for ids in sequences]
+        self.typical = int(np.median(lengths))
+        self._long = int(np.percentile(lengths, 99, method="inverted_cdf"))
         self._is_forward = False
         self.entries: list[Entry] = []
         self.skipped: dict[str, str] = {}
@@ -142,8 +144,8 @@ class Rounds:
     def start(self, settings: Settings, *, optional: bool = False) -> str | None:
         """Start one worker; the reason, if it is left out.
 
-        An eager candidate that fails is skipped. So is an ``optional`` engine that this host
-        cannot run, if its worker could say so. Any other failure is noted as one.
+        An eager candidate that says why it cannot run is skipped. So is an ``optional`` engine that
+        says that this host cannot run it. Any other failure is noted as one.
 
         Raises:
             HostError: if this host cannot run an engine that is not ``optional``.
@@ -162,9 +164,9 @@ class Rounds:
             started = worker.start(content)
         except AttnExportError as error:
             unsuited = isinstance(error, HostError) and not worker.died
-            if is_eager:
+            if is_eager and not worker.died:
                 self.skipped[settings.name] = str(error)
-            elif not unsuited:
+            elif is_eager or not unsuited:
                 self.failed[settings.name] = error
             elif not optional:
                 raise
@@ -234,9 +236,9 @@ class Rounds:
             self._say(f"{title}: {entry.settings.name} {entry.rounds[-1]:.1f} samples/s")
 
     def latencies(self) -> dict[str, list[Latency]]:
-        """One request of typical length, then a padded batch: of each engine.
+        """One request of typical length, a long one, then a padded batch: of each engine.
 
-        Of eager PyTorch the request alone, under the name of the candidate that pads least.
+        Of eager PyTorch the requests alone, under the name of the candidate that pads least.
         """
         found: dict[str, list[Latency]] = {}
         for entry in [*self.entries]:
@@ -252,7 +254,7 @@ class Rounds:
 
     def _latencies(self, entry: Entry) -> list[Latency]:
         """None at all, if the worker fails."""
-        shapes, found = [(1, self.typical)], []
+        shapes, found = [(1, self.typical), (1, self._long)], []
         if entry.settings.engine is not None:
             record = self._bundle.manifest.engines[entry.settings.engine]
             profiles = [Profile.from_json(profile) for profile in record.profiles]

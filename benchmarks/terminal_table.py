@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +18,13 @@ def narrow_table(
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*plain(row))
     return table
+
+
+def plain(cells: Iterable[str | Text]) -> Iterator[Text]:
+    """Cells as they are written; rich reads brackets in a string as its own markup."""
+    return (cell if isinstance(cell, Text) else Text(cell) for cell in cells)
 
 
 def heading(title: str, about: str) -> Text:

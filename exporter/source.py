@@ -13,7 +13,7 @@ from torch import nn
 
 from attn_export.errors import BuildFailed, UsageError
 from attn_export.lazy import require
-from attn_export.spec import BATCH, SEQUENCE, EncoderSpec, TensorSpec
+from attn_export.spec import BATCH, SEQUENCE, EncoderSpec, TensorSpec, builtin_spec
 
 from .adapter import Adapter, adapt
 from .encoder import build_encoder
@@ -56,16 +56,7 @@ class ModelSource:
         Raises:
             UsageError: if they do not fit together, or are not what the model's name says.
         """
-        given = dict(self.options)
-        heads = given.get("num_heads", EncoderSpec.num_heads)
-        default = {"mha": heads, "mqa": 1, "gqa": max(1, heads // 3)}[self.model]
-        spec = EncoderSpec(**{"num_kv_heads": default, **given})
-        if self.model != "gqa" and spec.num_kv_heads != default:
-            raise UsageError(
-                f"{self.model} has {default} key/value heads, got {spec.num_kv_heads}; "
-                "use the model gqa to choose their number"
-            )
-        return spec
+        return builtin_spec(self.model, self.options)
 
     def as_mha(self) -> ModelSource:
         """The MHA of the same size with its own seeded weights: the baseline of benchmarks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from attn_export.cli_estimate import estimate
 from attn_export.options import Group
+
+from .benchmarks.test_sensitivity_plot import Absent
 
 FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -54,6 +57,22 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert run("mqa", "--plot", str(tmp_path / "roofline.png")).exit_code == 0
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_tables_are_printed_before_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    result = run("mha", "--plot", str(tmp_path / "roofline.png"))
+    assert result.exit_code == 3
+    assert "Q, K, V of a layer, MiB" in result.stdout
+    assert "pip install 'attn-export[plot]'" in result.stderr
+
+
+def test_sixteen_heads_need_no_key_value_heads() -> None:
+    assert as_json("gqa", "--heads", "16")["model"]["attention"] == "GQA-4"
 
 
 @pytest.mark.parametrize(

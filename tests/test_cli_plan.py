@@ -77,6 +77,25 @@ def test_dimensions_are_those_of_estimate() -> None:
     assert small["option"]["model"] == "gqa"
 
 
+def test_sixteen_heads_need_no_key_value_heads() -> None:
+    assert as_json("--rate", "100/s", "--hidden-size", "1024", "--heads", "16")["size"]
+
+
+def test_a_bundle_is_called_by_its_folders_name_wherever_one_stands(
+    exported_with_bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = exported_with_bench.rename(exported_with_bench.with_name("my model"))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["model"]["spec"] = {"num_kv_heads": 1}
+    made.put(directory, "manifest.json", manifest)
+    monkeypatch.chdir(directory)
+    assert as_json("--rate", "100/s", "--model", ".")["option"]["model"] == "my model"
+    monkeypatch.chdir(directory / "reports")
+    assert as_json("--rate", "100/s", "--model", "..")["option"]["model"] == "my model"
+    (directory / "reports" / "mqa").symlink_to(directory)
+    assert as_json("--rate", "100/s", "--model", "mqa")["option"]["model"] == "mqa"
+
+
 def test_a_bundle_gets_the_plan_in_its_reports(exported_with_bench: Path) -> None:
     data = as_json(str(exported_with_bench), "--rate", "100/s", "--latency-p99", "100ms")
     assert data["basis"] == "measured"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from attn_export.errors import UsageError
-from attn_export.spec import BATCH, SEQUENCE, EncoderSpec, TensorSpec
+from attn_export.spec import BATCH, SEQUENCE, EncoderSpec, TensorSpec, builtin_spec, shared_heads
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,31 @@ def test_every_part_of_a_tiny_encoder_is_counted() -> None:
 def test_dimensions_that_cannot_work_are_refused(dimensions: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EncoderSpec(**dimensions)
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared"),
+    [(12, 4), (8, 2), (16, 4), (10, 2), (20, 5), (7, 1), (3, 1), (2, 1), (1, 1)],
+)
+def test_gqas_key_value_heads_are_the_largest_divisor_up_to_a_third(
+    heads: int, shared: int
+) -> None:
+    assert shared_heads(heads) == shared
+    spec = builtin_spec("gqa", {"num_heads": heads, "hidden_size": 8 * heads})
+    assert spec.num_kv_heads == shared
+
+
+@pytest.mark.parametrize("model", ["mha", "mqa"])
+def test_only_gqa_lets_its_key_value_heads_be_chosen(model: str) -> None:
+    assert builtin_spec("gqa", {"num_kv_heads": 6}).num_kv_heads == 6
+    with pytest.raises(UsageError, match=rf"{model} has \d+ key/value heads, got 6; use the model"):
+        builtin_spec(model, {"num_kv_heads": 6})
+
+
+@pytest.mark.parametrize("model", ["mha", "gqa", "mqa"])
+def test_no_heads_at_all_are_refused(model: str) -> None:
+    with pytest.raises(UsageError, match="heads is 0; it must be at least 1"):
+        builtin_spec(model, {"num_heads": 0})
 
 
 def test_a_tensor_survives_the_manifest() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from attn_export.benchmarks.plan_units import parse_share
 from attn_export.console import Steps
 from attn_export.errors import HostError, UsageError
 from attn_export.options import (
@@ -23,15 +23,7 @@ from attn_export.output import print_report
 
 
 def _share(context: click.Context, option: click.Parameter, text: str) -> float:
-    """A share below one, from ``5%`` or ``0.05``."""
-    number, scale = (text[:-1], 100) if text.endswith("%") else (text, 1)
-    try:
-        share = float(number) / scale
-    except ValueError:
-        share = math.nan
-    if not 0 <= share < 1:
-        raise click.BadParameter(f"{text!r} is no share from 0 to below 1; give 5% or 0.05")
-    return share
+    return parse_share(text, "largest regression", least=0.0, most=0.99)
 
 
 @click.command(context_settings=HELP)

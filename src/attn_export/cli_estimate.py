@@ -105,8 +105,8 @@ def estimate(  # noqa: PLR0917
         here=here,
         sparse=sparse,
     )
+    print_report(study, render_estimate, as_json=as_json)
     if plot is not None:
         from attn_export.benchmarks.roofline_plot import plot_roofline
 
         plot_roofline(study.machine.rooflines, plot, model=study.model.attention_kind)
-    print_report(study, render_estimate, as_json=as_json)

@@ -155,7 +155,9 @@ def _estimated(
 
     lengths = lengths or TWEET_LENGTHS
     specs: dict[str, EncoderSpec] = {
-        Path(name).name: spec_of(name, given, length=max(lengths))
+        name if name in BUILTIN else Path(name).resolve().name: spec_of(
+            name, given, length=max(lengths)
+        )
         for name in ([model] if model else BUILTIN)
     }
     here = known_ceilings() if machine == HERE else None

@@ -139,7 +139,7 @@ dimension_options = _together(
     _dimension("--vocab-size", "tokens in the vocabulary [30522]"),
     _dimension("--hidden-size", "hidden size M [768]"),
     _dimension("--heads", "query heads H [12]"),
-    _dimension("--kv-heads", "key/value heads K, for gqa [a third of the heads]"),
+    _dimension("--kv-heads", "key/value heads K, for gqa [the most that divide H, up to a third]"),
     _dimension("--layers", "layers L [12]"),
     _dimension("--positions", "longest sequence of the position table [128]"),
     _dimension("--classes", "classes [3]"),

@@ -7,6 +7,7 @@ L layers, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +65,34 @@ class EncoderSpec:
         embeddings = (self.vocab_size + self.max_length) * m
         head = (m * m + m) + (m * self.num_classes + self.num_classes)
         return embeddings + self.num_layers * (attention + 2 * m + ffn) + head
+
+
+def shared_heads(heads: int) -> int:
+    """GQA's key/value heads where none are given: the largest divisor up to a third of the heads.
+
+    One, where there is no such divisor.
+    """
+    return next((heads // group for group in range(3, heads + 1) if heads % group == 0), 1)
+
+
+def builtin_spec(model: str, options: Mapping[str, int]) -> EncoderSpec:
+    """The dimensions of ``"mha"``, ``"gqa"`` or ``"mqa"``.
+
+    Args:
+        options: fields of :class:`EncoderSpec`.
+
+    Raises:
+        UsageError: if they do not fit together, or are not what the model's name says.
+    """
+    heads = options.get("num_heads", EncoderSpec.num_heads)
+    default = {"mha": heads, "gqa": shared_heads(heads), "mqa": 1}[model]
+    spec = EncoderSpec(**{"num_kv_heads": default, **options})
+    if model != "gqa" and spec.num_kv_heads != default:
+        raise UsageError(
+            f"{model} has {default} key/value heads, got {spec.num_kv_heads}; use the model gqa "
+            "to choose their number"
+        )
+    return spec
 
 
 @dataclass(frozen=True, kw_only=True)

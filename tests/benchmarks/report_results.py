@@ -8,10 +8,13 @@ from typing import Any
 
 from attn_export.benchmarks.bench_report import BenchReport, CandidateResult, Failure
 from attn_export.benchmarks.check_report import CheckReport, GateResult
+from attn_export.benchmarks.devices import CPU, GPU, Device
 from attn_export.benchmarks.latency import Latency, histogram
 from attn_export.benchmarks.loops import Prepared
 from attn_export.benchmarks.matrix_cell import BATCHES, Cell
 from attn_export.benchmarks.matrix_report import MatrixReport
+from attn_export.benchmarks.packing_study import Cell as PackingCell
+from attn_export.benchmarks.packing_study import PackingStudy
 from attn_export.benchmarks.self_test import SelfTestReport
 from attn_export.benchmarks.stats import Interval, median_interval, percentiles, ratio_interval
 
@@ -23,6 +26,7 @@ ENVIRONMENT = {
     "memory_mib": 24105,
     "packages": {"torch": "2.13.0", "onnxruntime": "1.31.1"},
 }
+GPU_ENVIRONMENT = {**ENVIRONMENT, "gpu": {"before": {"name": "Tesla T4", "driver": "570.1"}}}
 # Noise that is the same in each round for all: ratios are exact.
 WEATHER = (1.0, 0.98, 1.02, 1.01, 0.99, 1.03, 0.97)
 FACTS = {
@@ -42,12 +46,19 @@ def interval(value: float) -> Interval:
 
 
 def candidate(
-    name: str, rate: float, *, engine: str | None = None, facts: dict[str, Any] | None = None
+    name: str,
+    rate: float,
+    *,
+    engine: str | None = None,
+    facts: dict[str, Any] | None = None,
+    device: Device = CPU,
+    weather: tuple[float, ...] = WEATHER,
 ) -> CandidateResult:
-    rounds = [rate * factor for factor in WEATHER]
+    rounds = [rate * factor for factor in weather]
     is_eager = engine is None and not name.startswith("peer-")
+    where = "@gpu" if device == GPU else ""
     return CandidateResult(
-        name=f"{name}:{engine}" if engine else name,
+        name=f"{name}:{engine}" if engine else f"{name}{where}",
         candidate=name,
         engine=engine,
         note="",
@@ -56,13 +67,15 @@ def candidate(
         rounds=rounds,
         batch_ms={"p50": 100.0, "p90": 110.0, "p99": 120.0} if is_eager else None,
         ratios={
-            other: ratio_interval(rounds, [base * factor for factor in WEATHER])
+            f"{other}{where}": ratio_interval(rounds, [base * factor for factor in weather])
             for other, base in (("eager-mha-padded", 10.0), ("eager-padded", 12.0))
             if other != name
         },
         cold_start_s=0.5,
         cold_start_with_imports_s=2.0,
         peak_mib=500.0,
+        device=device,
+        eager_device=device,
         facts=facts or {},
     )
 
@@ -140,8 +153,9 @@ def self_test() -> dict[str, Any]:
     ).to_json()
 
 
-def matrix() -> dict[str, Any]:
+def matrix(*, quick: bool = False) -> dict[str, Any]:
     """matrix.json; MQA is twice MHA, an engine ten times eager, buckets three times padding."""
+    weather = WEATHER[:3] if quick else WEATHER
     cells = [
         Cell(
             model=model,
@@ -150,7 +164,7 @@ def matrix() -> dict[str, Any]:
             batch=batch,
             mode=mode,
             samples_per_s=interval(times * speed * gain * batch**0.2),
-            rounds=[times * speed * gain * batch**0.2 * factor for factor in WEATHER],
+            rounds=[times * speed * gain * batch**0.2 * factor for factor in weather],
             latency_ms={"p50": 10.0, "p90": 11.0, "p99": 12.0},
             groups=20,
             peak_mib=1000.0 / times,
@@ -174,7 +188,7 @@ def matrix() -> dict[str, Any]:
         settings={
             "sequences": 2500,
             "max_length": 128,
-            "quick": False,
+            "quick": quick,
             "peak_mib": "resident memory",
         },
         environment=ENVIRONMENT,
@@ -206,6 +220,31 @@ def sensitivity() -> dict[str, Any]:
         "sampled": 64,
         "notes": [],
     }
+
+
+def packing() -> dict[str, Any]:
+    """packing.json: packing is 1.25 times buckets, and as fast where groups of 8 come."""
+    cells = [
+        PackingCell(
+            lengths="tweets",
+            group=group,
+            requests=512,
+            ratios={"packed": interval(times), "padded": interval(0.5)},
+            cpu={"packed": interval(2.0), "padded": interval(0.4)},
+            empty={"packed": 0.0, "bucketed": 0.125, "at edges": 0.25},
+            arithmetic={"bucketed": 1.1, "at edges": 1.3},
+        )
+        for group, times in ((None, 1.25), (8, 1.0))
+    ]
+    return PackingStudy(
+        model="mqa",
+        packed="onnxruntime-fp32-packed",
+        bucketed="onnxruntime-fp32",
+        rounds=7,
+        cells=cells,
+        cpus=4,
+        load_average=(0.5, 3.9),
+    ).to_json()
 
 
 def put(directory: Path, name: str, content: Any) -> None:

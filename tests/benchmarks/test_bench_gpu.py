@@ -87,8 +87,9 @@ def test_an_engine_on_a_gpu_is_measured_whole(measured: tuple[dict[str, Any], st
     assert padded["device_mib"] > 0
     assert padded["versions"]["tensorrt"] == "10.16.1.11"
     assert "torch" not in padded["versions"]
-    single, batch = report["latencies"][engine]
+    single, long, batch = report["latencies"][engine]
     assert (single["batch"], single["length"], single["runs"]) == (1, 4, 200)
+    assert (long["batch"], long["length"]) == (1, 16)
     assert (batch["batch"], batch["length"]) == (4, 16)
     assert single["host_ms"]["p50"] <= single["host_ms"]["p99"]
     assert single["overhead_us"] == pytest.approx(

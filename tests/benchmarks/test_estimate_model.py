@@ -22,9 +22,10 @@ from attn_export.spec import EncoderSpec
     [
         {},
         {"num_heads": 6, "hidden_size": 96},
+        {"num_heads": 16, "hidden_size": 1024},
         {"num_heads": 1, "hidden_size": 8, "max_length": 256, "ffn_size": 3, "vocab_size": 5},
     ],
-    ids=["plain", "six-heads", "one-head"],
+    ids=["plain", "six-heads", "sixteen-heads", "one-head"],
 )
 def test_dimensions_are_those_that_build_takes(model: str, options: dict[str, int]) -> None:
     assert spec_of(model, options, length=1) == ModelSource(model=model, options=options).spec()

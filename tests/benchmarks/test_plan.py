@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from attn_export.benchmarks.plan import make_plan
-from attn_export.benchmarks.plan_option import MEASURED, Basis, Option, Service
+from attn_export.benchmarks.plan_option import MEASURED, Basis, Option, Refused, Service
 from attn_export.benchmarks.plan_size import Size, Wish, is_in_time, size_of, smallest
 from attn_export.errors import GateFailed
 
@@ -51,6 +51,12 @@ def test_machines_are_the_rate_over_what_the_head_room_leaves(
     assert found.machines == machines
     assert found.capacity == pytest.approx(100.0)
     assert found.load == pytest.approx(rate / machines / 100)
+
+
+def test_a_load_that_is_beyond_the_least_head_room_by_rounding_alone_is_planned() -> None:
+    found = sized(smallest(option(), Wish(rate=98.0 * (1 + 5e-10), head_room=0.02)))
+    assert found.machines == 1
+    assert found.load > 0.98
 
 
 def test_a_latency_takes_as_many_machines_as_it_needs_and_no_more() -> None:
@@ -99,14 +105,16 @@ def test_the_fewest_machines_win_then_the_most_exact_then_the_soonest() -> None:
 
 def test_every_option_that_lost_is_there_with_its_reason() -> None:
     slow = option("fp32", alone=0.2, ten=2.0)
+    none = Refused(name="mha bf16", model="mha", reason="none")
     plan = make_plan(
         Wish(rate=60.0, latency_s=0.150),
-        basis(option("fp16"), slow, option("int8", model="gqa", ten=0.5), refused={"bf16": "none"}),
+        basis(option("fp16"), slow, option("int8", model="gqa", ten=0.5), refused=[none]),
     )
     reasons = {item.option: item.reason for item in plan.alternatives}
     assert reasons["mqa fp32, buckets"] == "one request alone takes 200 ms"
     assert "GPU" in reasons["gqa int8, buckets"]
-    assert reasons["bf16"] == "none"
+    assert reasons["mha bf16"] == "none"
+    assert [item.model for item in plan.alternatives] == ["gqa", "mqa", "mha"]
 
 
 def test_no_window_is_chosen_where_waiting_only_delays() -> None:

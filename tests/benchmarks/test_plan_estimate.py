@@ -118,8 +118,9 @@ def test_a_machine_that_was_measured_is_taken_as_it_was() -> None:
     found = estimated_basis({"mqa": SPEC}, machine="here", here=here, lengths={128: 1})
     assert found.unit == "machine"
     assert found.options[0].service.seconds[0] == pytest.approx(seconds(1, 128, here, "fp32"))
-    assert list(found.refused) == ["mqa bf16", "mqa int8"]
-    assert "no measured int8 speed is known of here" in found.refused["mqa int8"]
+    names = [(item.model, item.name) for item in found.refused]
+    assert names == [("mqa", "mqa bf16"), ("mqa", "mqa int8")]
+    assert "no measured int8 speed is known of here" in found.refused[1].reason
 
 
 def test_a_machine_without_limits_is_refused_with_the_command_that_measures_them() -> None:

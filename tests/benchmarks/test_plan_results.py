@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attn_export.benchmarks.plan_option import Option
+from attn_export.benchmarks.latency import Latency, histogram
+from attn_export.benchmarks.plan_option import Basis, Option
 from attn_export.benchmarks.plan_results import measured_basis
 from attn_export.engines.doctor import examine
 from attn_export.errors import BundleError, UsageError
@@ -47,6 +48,17 @@ def named(options: list[Option]) -> dict[str, Option]:
     return {option.name: option for option in options}
 
 
+def reasons(found: Basis) -> dict[str, str]:
+    return {item.name: item.reason for item in found.refused}
+
+
+def latency(batch: int, length: int, p50: float, p99: float) -> Latency:
+    """In milliseconds."""
+    times = histogram([p50, p99])
+    host = {"p50": p50, "p90": p99, "p99": p99}
+    return Latency(batch=batch, length=length, runs=2, host_ms=host, histogram=times)
+
+
 def test_a_bench_gives_a_line_from_one_request_to_a_full_load(tmp_path: Path) -> None:
     found = measured_basis([put(tmp_path, bench())])
     assert [option.name for option in found.options] == ["mqa onnxruntime-fp32, buckets"]
@@ -58,7 +70,45 @@ def test_a_bench_gives_a_line_from_one_request_to_a_full_load(tmp_path: Path) ->
     assert found.hardware == "A CPU (4 cores)"
     assert found.unit == "machine"
     # INT8 has samples/s and no latency in these numbers.
-    assert found.refused == {"mqa onnxruntime-int8": "the latency of one request was not measured"}
+    assert reasons(found) == {"mqa onnxruntime-int8": "the latency of one request was not measured"}
+
+
+def test_the_p99_of_one_request_is_that_of_a_long_one(tmp_path: Path) -> None:
+    ways = [latency(1, 24, 10.0, 12.0), latency(1, 90, 30.0, 36.0), latency(64, 128, 900.0, 950.0)]
+    found = measured_basis([put(tmp_path, made.bench(latencies={"onnxruntime-fp32": ways}))])
+    service = found.options[0].service
+    assert service.seconds == pytest.approx((0.010, 0.010 + 127 * 0.005))
+    # 24 ms from lengths alone, of a full load an 11.3th part: 12 + 2.12 ms for each 10 ms.
+    assert service.p99_s == pytest.approx((0.036, 0.645 * 1.4121), rel=1e-4)
+    assert not any("typical length" in note for note in found.notes)
+
+
+def test_a_bench_without_a_long_request_says_that_lengths_are_not_in_its_p99(
+    tmp_path: Path,
+) -> None:
+    ways = [latency(1, 24, 10.0, 12.0), latency(64, 128, 900.0, 950.0)]
+    found = measured_basis([put(tmp_path, made.bench(latencies={"onnxruntime-fp32": ways}))])
+    assert found.options[0].service.p99_s == pytest.approx((0.012, 0.645 * 1.2))
+    (note,) = [note for note in found.notes if "typical length" in note]
+    assert "run 'attn-export bench' again" in note
+
+
+def test_eager_on_the_cpu_and_on_the_gpu_are_two_options(tmp_path: Path) -> None:
+    results = [
+        made.candidate("eager-dynamic", 20.0),
+        replace(made.candidate("eager-dynamic", 90.0), name="eager-dynamic@gpu", device="gpu"),
+        made.candidate("engine-bucketed", 200.0, engine="onnxruntime-fp32"),
+        replace(made.candidate("engine-bucketed", 2e3, engine="tensorrt-fp16"), device="gpu"),
+    ]
+    names = ["eager-dynamic", "eager-dynamic@gpu", "onnxruntime-fp32", "tensorrt-fp16"]
+    timed = {name: [latency(1, 24, 5.0, 6.0)] for name in names}
+    environment = {**made.ENVIRONMENT, "cuda": T4}
+    report = made.bench(results, latencies=timed, environment=environment)
+    found = measured_basis([put(tmp_path, report)])
+    assert [option.runner for option in found.options] == ["eager-dynamic@gpu", "tensorrt-fp16"]
+    del report["latencies"]["eager-dynamic"], report["latencies"]["eager-dynamic@gpu"]
+    found = measured_basis([put(tmp_path, report)])
+    assert list(reasons(found)) == ["mqa eager-dynamic", "mqa eager-dynamic@gpu"]
 
 
 def test_a_batch_is_not_faster_than_the_full_load(tmp_path: Path) -> None:
@@ -74,7 +124,7 @@ def test_a_matrix_gives_the_batches_that_it_measured(tmp_path: Path) -> None:
     assert option.service.batches == (16, 32, 64, 128)
     rate = 2.0 * 50.0 * 3.0 * 64**0.2
     assert option.service.seconds[2] == pytest.approx(64 / rate)
-    assert "a CPU computes FP16 in FP32" in found.refused["mha engine-fp16, padded"]
+    assert "a CPU computes FP16 in FP32" in reasons(found)["mha engine-fp16, padded"]
     assert {option.model for option in found.options} == {"mha", "gqa", "mqa"}
 
 
@@ -83,6 +133,8 @@ def test_one_model_may_be_kept(tmp_path: Path) -> None:
     found = measured_basis([path], model="gqa")
     assert {option.model for option in found.options} == {"gqa"}
     assert not found.refused
+    kept = measured_basis([path], model="mha").refused
+    assert [(item.model, item.name) for item in kept] == [("mha", "mha engine-fp16, padded")]
     with pytest.raises(UsageError, match="of mha, gqa, mqa, not of bert"):
         measured_basis([path], model="bert")
 
@@ -148,7 +200,7 @@ def test_fp16_on_a_cpu_is_no_option(tmp_path: Path) -> None:
     half = made.candidate("engine-bucketed", 300.0, engine="onnxruntime-fp16")
     full = made.candidate("engine-bucketed", 200.0, engine="onnxruntime-fp32")
     found = measured_basis([put(tmp_path, made.bench([half, full]))])
-    assert "a CPU computes FP16 in FP32" in found.refused["mqa onnxruntime-fp16"]
+    assert "a CPU computes FP16 in FP32" in reasons(found)["mqa onnxruntime-fp16"]
 
 
 def test_a_bundles_engine_without_passed_parity_is_no_option(
@@ -158,6 +210,31 @@ def test_a_bundles_engine_without_passed_parity_is_no_option(
     made.put(tmp_path / "bundle", "reports/bench.json", bench())
     with pytest.raises(UsageError, match="onnxruntime-fp32: parity was not passed"):
         measured_basis([tmp_path / "bundle"])
+
+
+def test_an_engine_that_the_bundle_lost_is_no_option(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "bundle")
+    lost = made.candidate("engine-bucketed", 200.0, engine="openvino-fp32")
+    ways = {"openvino-fp32": [latency(1, 24, 10.0, 12.0)]}
+    made.put(tmp_path / "bundle", "reports/bench.json", made.bench([lost], latencies=ways))
+    with pytest.raises(UsageError, match="openvino-fp32: the bundle no longer has it"):
+        measured_basis([tmp_path / "bundle"])
+
+
+def test_a_file_in_a_bundles_reports_is_held_to_its_parity(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported, tmp_path / "bundle")
+    made.put(tmp_path / "bundle", "reports/bench.json", bench())
+    monkeypatch.chdir(tmp_path / "bundle" / "reports")
+    for path in (tmp_path / "bundle" / "reports" / "bench.json", Path("bench.json")):
+        with pytest.raises(UsageError, match="onnxruntime-fp32: parity was not passed"):
+            measured_basis([path])
+
+
+def test_a_file_of_no_bundle_says_that_parity_is_not_known(tmp_path: Path) -> None:
+    found = measured_basis([put(tmp_path / "reports", bench())])
+    assert any("passed parity is not known" in note for note in found.notes)
 
 
 def test_a_quick_result_says_so(tmp_path: Path) -> None:

@@ -56,6 +56,20 @@ def test_other_models_and_int8_are_warned_of() -> None:
     assert "7 GPUs more" in shown
 
 
+def test_a_models_name_may_have_spaces_and_is_one_model() -> None:
+    options = [option(name, 0.1, model="my model") for name in ("fp32", "fp16")]
+    shown = " ".join(text(Wish(rate=50.0), *options).split())
+    assert "my model fp16, buckets" in shown
+    assert "different models" not in shown
+    shown = " ".join(text(Wish(rate=50.0), options[0], option("fp16", 0.1, model="my own")).split())
+    assert "my model and my own are different models" in shown
+
+
+def test_brackets_in_a_name_are_printed_as_they_are() -> None:
+    options = [option("fp32", 0.1), option("fp16", 0.1, model="[bold]x[/y]")]
+    assert "[bold]x[/y] fp16, buckets" in text(Wish(rate=50.0), *options)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     options = [option("fp32", 0.1, tried={"1": 50.0, "2": 100.0}), option("int8", 0.2)]

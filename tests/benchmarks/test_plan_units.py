@@ -11,6 +11,7 @@ from attn_export.benchmarks.plan_units import (
     parse_head_room,
     parse_price,
     parse_rate,
+    parse_share,
 )
 from attn_export.errors import UsageError
 
@@ -36,6 +37,13 @@ Parse = Callable[[str], float]
 )
 def test_what_a_person_writes_is_understood(parse: Parse, text: str, value: float) -> None:
     assert parse(text) == pytest.approx(value)
+
+
+def test_a_share_is_named_with_its_own_limits() -> None:
+    assert parse_share("0%", "loss", least=0.0, most=0.5) == 0.0
+    assert parse_share("0.5", "loss", least=0.0, most=0.5) == 0.5
+    with pytest.raises(UsageError, match=r"the loss '51%' is .* a share from 0% to 50%"):
+        parse_share("51%", "loss", least=0.0, most=0.5)
 
 
 @pytest.mark.parametrize(

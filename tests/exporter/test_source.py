@@ -19,6 +19,13 @@ def test_a_name_fixes_the_key_value_heads(name: str, kv_heads: int) -> None:
     assert ModelSource(model=name).spec().num_kv_heads == kv_heads
 
 
+def test_a_gqa_of_sixteen_heads_is_made() -> None:
+    tiny = {"hidden_size": 32, "num_heads": 16, "num_layers": 1, "vocab_size": 60, "max_length": 16}
+    source = ModelSource(model="gqa", options=tiny)
+    assert source.spec().num_kv_heads == 4
+    assert load_model(source).parameters == source.spec().parameter_count
+
+
 def test_mqa_with_other_key_value_heads_is_refused() -> None:
     with pytest.raises(UsageError, match="mqa has 1 key/value heads, got 3; use the model gqa"):
         ModelSource(model="mqa", options={"num_kv_heads": 3}).spec()
