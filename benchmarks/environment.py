@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,3 +30,9 @@ def environment(found: Report, gpu: GpuWatch, machine: MachineWatch) -> dict[str
         "machine": machine.found,
         **({"cuda": asdict(found.cuda), "gpu": gpu.found} if gpu.found else {}),
     }
+
+
+def gpu_name(found: Mapping[str, Any]) -> str:
+    """What the GPU of an environment calls itself; nothing where none was watched."""
+    gpu = found.get("gpu") or {}
+    return str((gpu.get("before") or {}).get("name") or "")

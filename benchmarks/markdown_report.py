@@ -34,7 +34,7 @@ def markdown_report(document: Document) -> str:
     blocks.append("\n".join(_verdict(entry) for entry in document.verdicts))
     for section in document.sections:
         blocks.append(f"## {plain(section.title)}")
-        blocks += [block for part in section.parts for block in _part(part)]
+        blocks += [block for shown in section.parts for block in blocks_of(shown)]
     return "\n\n".join([*filter(None, blocks), "---", plain(document.footer)]) + "\n"
 
 
@@ -47,7 +47,8 @@ def plain(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()).translate(_ENTITIES))
 
 
-def _part(shown: Part) -> Iterator[str]:
+def blocks_of(shown: Part) -> Iterator[str]:
+    """The paragraphs and tables of any part."""
     if isinstance(shown, Verdict):
         yield _verdict(shown)
     elif isinstance(shown, Note):

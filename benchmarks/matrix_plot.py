@@ -10,6 +10,7 @@ from attn_export.bundle import write_atomic
 from attn_export.errors import UsageError
 from attn_export.lazy import require
 
+from .environment import gpu_name
 from .matrix_cell import BUCKETED, MODES, PADDED
 from .matrix_factors import EXERCISE_PLACE
 from .matrix_panels import GREY, MARKERS, draw_factors, draw_latency, draw_throughput
@@ -57,12 +58,11 @@ def plot_matrix(report: MatrixReport, path: Path) -> None:
 
 def _circumstances(report: MatrixReport) -> str:
     settings, environment = report.settings, report.environment
-    gpu = environment.get("gpu", {}).get("before", {}).get("name")
     quick = "; a quick run: no numbers to quote" if settings["quick"] else ""
     memory = [f"\n{saving.words}" for saving in report.savings if saving.exercise]
     return (
         f"{settings['data']}, mean {settings['mean_length']:.1f} tokens; "
-        f"{gpu or environment['cpu']['model']}, {settings['threads']} threads; "
+        f"{gpu_name(environment) or environment['cpu']['model']}, {settings['threads']} threads; "
         f"{settings['rounds']} interleaved rounds{quick}"
         f"{''.join(memory)}"
     )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .candidates import BUCKETED, HAND_SORTED
+from .candidates import BASELINES, BUCKETED, HAND_SORTED
 from .peers import PREFIX
-from .stats import Interval, ratio_interval
+from .stats import Interval, Verdict, ratio_interval, verdict
 
 KINDS = ("engines of the bundle", "eager PyTorch", "peers", "the engine by hand: an upper bound")
 Candidate = Mapping[str, Any]
@@ -64,6 +64,17 @@ def engines(bench: Mapping[str, Any]) -> list[Candidate]:
 def best(bench: Mapping[str, Any], passed: Mapping[str, bool]) -> Candidate | None:
     """The fastest engine that did not fail parity."""
     return next((c for c in engines(bench) if passed.get(str(c["engine"]), True)), None)
+
+
+def baselines(candidate: Candidate) -> list[str]:
+    """The eager candidates that it is compared with; those on a GPU are called so."""
+    named = {name.removesuffix("@gpu"): name for name in candidate["ratios"]}
+    return [named[kind] for kind in BASELINES if kind in named]
+
+
+def judged(found: Mapping[str, Any]) -> Verdict:
+    """What a ratio of a file says."""
+    return verdict(Interval(**found))
 
 
 def ratio(candidate: Candidate, baseline: Candidate) -> Interval:

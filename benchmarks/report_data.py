@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from attn_export.bundle import MANIFEST, REPORTS
 from attn_export.errors import BundleError, UsageError
-from attn_export.manifest import Manifest, read_manifest
+from attn_export.manifest import SCHEMA_VERSION, Manifest, read_manifest
 
 from .report_document import Note
 
 Made = TypeVar("Made")
 PNG = b"\x89PNG\r\n\x1a\n"
 # What a file that is not what its name says runs into.
-BROKEN = (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError)
+BROKEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Source:
     holds: str
 
 
-SOURCES = {
+RESULTS = {
     "parity": Source(file=f"{REPORTS}/parity.json", schema=1, command="parity {0}", holds="parity"),
     "bench": Source(file=f"{REPORTS}/bench.json", schema=2, command="bench {0}", holds="speed"),
     "check": Source(file=f"{REPORTS}/check.json", schema=1, command="check {0}", holds="gates"),
@@ -52,8 +52,17 @@ SOURCES = {
         command="plan {0} --rate RATE",
         holds="a deployment plan",
     ),
+    "packing": Source(
+        file=f"{REPORTS}/packing.json", schema=1, command="packing {0}", holds="a study of packing"
+    ),
     "matrix": Source(
         file="matrix.json", schema=1, command="bench {0} --matrix", holds="the matrix of models"
+    ),
+}
+SOURCES = {
+    **RESULTS,
+    "manifest": Source(
+        file=MANIFEST, schema=SCHEMA_VERSION, command="build -o {0}", holds="a bundle"
     ),
 }
 
@@ -63,7 +72,7 @@ class Results:
     """Everything that was found.
 
     Args:
-        found: the content of each file of ``SOURCES`` that is there and can be read.
+        found: the content of each file of ``RESULTS`` that is there and can be read.
         problems: what is there and cannot be read, one sentence each, by source.
         picture: the content of matrix.png.
         bundles: the results of the bundles in this folder, where it is a folder of the matrix.
@@ -127,11 +136,11 @@ def read_results(directory: Path) -> Results:
 def _read(directory: Path) -> Results:
     found: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}
-    present = {k: v for k, v in SOURCES.items() if (directory / v.file).exists()}
+    present = {k: v for k, v in RESULTS.items() if (directory / v.file).exists()}
     for name, source in present.items():
         try:
             found[name] = _content(directory / source.file, source)
-        except (OSError, ValueError) as error:  # noqa: PERF203 - a few files
+        except (OSError, ValueError, RecursionError) as error:  # noqa: PERF203 - a few files
             problems[name] = f"{source.file} cannot be read: {error}"
     manifest = None
     try:

@@ -12,8 +12,10 @@ from attn_export.errors import UsageError
 from attn_export.spec import EncoderSpec
 
 from .ceilings import known_ceilings
+from .devices import GPU
+from .environment import gpu_name
 from .estimate import flops_per_sample
-from .hardware import GPUS, HERE, Limits
+from .hardware import GPUS, Limits, machine_title
 from .report_candidates import Candidate, engines, precision
 from .report_data import Results
 from .report_document import Bar, Bars, Lines, Note, Part, Series, Table, Verdict
@@ -23,8 +25,8 @@ from .roofline import Roofline, roofline
 GIGA = 1e9
 KINDS = ("engine: useful GFLOP/s", "limit of the machine")
 BEYOND = (
-    "An engine is beyond the limit that was measured, so that is too low; measure it again while "
-    "the machine does nothing else"
+    "An engine is beyond this limit, which is too low then; if it was measured here, measure it "
+    "again while the machine does nothing else"
 )
 ROOM = 8.0  # the roofline is drawn this many times to both sides of what is on it
 
@@ -42,7 +44,7 @@ class Reached:
 
 
 def limits(results: Results) -> Iterator[Part]:
-    """Bars and a table of each engine beside the machine's limits, then the roofline."""
+    """What the engines reached beside what their device can do, one device after the other."""
     bench, manifest = results.found.get("bench"), results.manifest
     if bench is None or manifest is None:
         yield results.missing("bench")
@@ -52,25 +54,54 @@ def limits(results: Results) -> Iterator[Part]:
         yield Note(text="FLOPs are known of the built-in models only.", is_missing=True)
         return
     spec, length = EncoderSpec(**dimensions), float(bench["mean_length"])
-    machine = _machine(bench)
     useful = flops_per_sample(spec, length, first_row_only=True)
-    reached = [_reached(c, bench, spec, useful, machine) for c in engines(bench)]
-    if machine is None:
-        yield Note(
-            text="What this machine can do at most is not known. It is measured by: attn-export "
-            f"estimate {results.directory.name} --gpu here --measure",
-            is_missing=True,
-        )
-    else:
-        told = f"{machine.bytes_per_s / GIGA:.0f} GB/s of memory"
-        name = "this machine" if machine.name == HERE else machine.name.upper()
-        yield Note(text=f"Limits of {name} ({machine.tier}): {machine.source}; {told}.")
     yield Note(
         text=f"Useful are {number(useful / GIGA)} GFLOP a sample: every product that the answer "
         f"needs at {length:.1f} tokens, the mean; padding counts as nothing."
     )
+    measured = engines(bench)
+    for device in dict.fromkeys(str(c["device"]) for c in measured):
+        machine = _machine(bench, device)
+        mine = [c for c in measured if c["device"] == device]
+        yield _limits_note(results, bench, device, machine)
+        reached = [_reached(c, bench, spec, useful, machine) for c in mine]
+        yield from _beside(reached, device, machine)
+
+
+def _machine(bench: Mapping[str, Any], device: str) -> Limits | None:
+    """The limits of a device that ``bench`` ran on, if they are known here."""
+    environment = bench["environment"]
+    if device == GPU:
+        words = gpu_name(environment).lower().replace("-", " ").split()
+        name = next((key for key in GPUS if key in words), None)
+        return GPUS[name]["datasheet"] if name else None
+    here, ran = examine().cpu, environment["cpu"]
+    same = (here.model, here.cores) == (ran["model"], ran["cores"])
+    return known_ceilings() if same else None
+
+
+def _limits_note(
+    results: Results, bench: Mapping[str, Any], device: str, machine: Limits | None
+) -> Note:
+    if machine is not None:
+        told = f"{machine.source}; {machine.bytes_per_s / GIGA:.0f} GB/s of memory"
+        return Note(text=f"Limits of {machine_title(machine.name)} ({machine.tier}): {told}.")
+    if device == GPU:
+        name = gpu_name(bench["environment"]) or "this GPU"
+        known = ", ".join(map(machine_title, GPUS))
+        return Note(text=f"The limits of {name} are not known; known are: {known}.")
+    return Note(
+        text="What this machine can do at most is not known. It is measured by: attn-export "
+        f"estimate {results.directory.name} --gpu here --measure",
+        is_missing=True,
+    )
+
+
+def _beside(reached: Sequence[Reached], device: str, machine: Limits | None) -> Iterator[Part]:
+    """Bars and a table of each engine beside the limits, then the roofline."""
     yield Bars(
-        caption="Useful GFLOP/s (INT8: operations) beside the machine's limit for products",
+        caption=f"Useful GFLOP/s (INT8: operations) on the {device.upper()} beside its limit for "
+        "products",
         kinds=KINDS,
         bars=[*_bars(reached), *_limit_bars(reached)],
     )
@@ -79,17 +110,6 @@ def limits(results: Results) -> Iterator[Part]:
             yield Verdict(status="warning", text=BEYOND)
         yield _table(reached)
         yield _chart(reached, machine)
-
-
-def _machine(bench: Mapping[str, Any]) -> Limits | None:
-    """The limits of the machine that ``bench`` ran on, if they are known here."""
-    gpu = str((bench["environment"].get("gpu") or {}).get("name", "")).lower()
-    if gpu:
-        name = next((key for key in GPUS if key in gpu.replace("-", " ").split()), None)
-        return GPUS[name]["datasheet"] if name else None
-    here, ran = examine().cpu, bench["environment"]["cpu"]
-    same = (here.model, here.cores) == (ran["model"], ran["cores"])
-    return known_ceilings() if same else None
 
 
 def _reached(

@@ -14,32 +14,39 @@ MOST_ITEMS = 12
 
 
 def environment(results: Results) -> Iterator[Part]:
-    """The machine and the settings of the measurements."""
-    shown = False
-    for name in ("bench", "matrix"):
-        report = results.found.get(name)
-        if report is not None:
-            shown = True
-            before, after = report["load_average"]
-            rows = flat(report["environment"])
-            rows.append(("load average", f"{before:.1f} before, {after:.1f} after"))
-            yield Table(
-                caption=f"The machine of {SOURCES[name].file}",
-                columns=("What", "Found"),
-                rows=rows,
-                words=2,
-            )
-            settings = flat(report.get("settings") or {})
-            if settings:
-                yield Table(
-                    caption=f"The settings of {SOURCES[name].file}",
-                    columns=("Setting", "Value"),
-                    rows=settings,
-                    words=2,
-                    is_long=True,
-                )
-    if not shown:
+    """The machine and the settings of the bundle's measurement."""
+    if "bench" in results.found:
+        yield from _circumstances(results, "bench")
+    elif "matrix" not in results.found:
         yield results.missing("bench")
+
+
+def matrix_environment(results: Results) -> Iterator[Part]:
+    """The machine and the settings of the matrix."""
+    if "matrix" in results.found:
+        yield from _circumstances(results, "matrix")
+
+
+def _circumstances(results: Results, name: str) -> Iterator[Table]:
+    report = results.found[name]
+    before, after = report["load_average"]
+    rows = flat(report["environment"])
+    rows.append(("load average", f"{before:.1f} before, {after:.1f} after"))
+    yield Table(
+        caption=f"The machine of {SOURCES[name].file}",
+        columns=("What", "Found"),
+        rows=rows,
+        words=2,
+    )
+    settings = flat(report.get("settings") or {})
+    if settings:
+        yield Table(
+            caption=f"The settings of {SOURCES[name].file}",
+            columns=("Setting", "Value"),
+            rows=settings,
+            words=2,
+            is_long=True,
+        )
 
 
 def provenance(results: Results) -> Iterator[Part]:

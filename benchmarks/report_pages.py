@@ -11,9 +11,18 @@ from attn_export import __version__
 from attn_export.bundle import write_atomic
 from attn_export.errors import HostError
 
-from . import report_exactness, report_limits, report_matrix, report_origin, report_speed
+from . import (
+    report_exactness,
+    report_limits,
+    report_matrix,
+    report_origin,
+    report_packing,
+    report_speed,
+)
+from .environment import gpu_name
 from .html_page import html_page
-from .markdown_report import markdown_report
+from .html_parts import part
+from .markdown_report import blocks_of, markdown_report
 from .report_data import Results, guarded, read_results
 from .report_document import Document, Part, Section, Verdict
 from .report_verdicts import tiles, verdicts
@@ -27,11 +36,12 @@ BUNDLE: dict[str, tuple[tuple[str, Make], ...]] = {
     "Throughput": (("bench", report_speed.throughput),),
     "Peers": (("bench", report_speed.peers),),
     "Latency": (("bench", report_speed.latency),),
-    "Throughput by length": (("bench", report_speed.by_length),),
+    "Throughput by length": (("manifest", report_speed.by_length),),
+    "Packing": (("packing", report_packing.packing),),
     "Limits of the machine": (("bench", report_limits.limits),),
     "Parity": (("parity", report_exactness.parity),),
     "INT8": (
-        ("bench", report_exactness.int8),
+        ("manifest", report_exactness.int8),
         ("sensitivity", report_exactness.sensitivity),
     ),
     "Gates": (("check", report_origin.gates), ("self-test", report_origin.self_test)),
@@ -39,8 +49,11 @@ BUNDLE: dict[str, tuple[tuple[str, Make], ...]] = {
 }
 MATRIX: dict[str, tuple[tuple[str, Make], ...]] = {"Matrix": (("matrix", report_matrix.matrix),)}
 LAST: dict[str, tuple[tuple[str, Make], ...]] = {
-    "Environment": (("bench", report_origin.environment),),
-    "Provenance": (("bench", report_origin.provenance),),
+    "Environment": (
+        ("bench", report_origin.environment),
+        ("matrix", report_origin.matrix_environment),
+    ),
+    "Provenance": (("manifest", report_origin.provenance),),
 }
 
 
@@ -61,7 +74,9 @@ def write_reports(directory: Path) -> list[Path]:
     document = make_document(results)
     written = []
     for name, render in zip(PAGES, (html_page, markdown_report), strict=True):
-        write_atomic(results.pages / name, render(document))
+        # A folder's name need not be UTF-8, and JSON may hold half a character.
+        content = render(document).encode(errors="backslashreplace")
+        write_atomic(results.pages / name, content)
         written.append(results.pages / name)
     return written
 
@@ -79,15 +94,16 @@ def make_document(results: Results) -> Document:
     """What the pages say."""
     is_matrix = "matrix" in results.found and results.manifest is None
     titles = {**(MATRIX if "matrix" in results.found else {}), **({} if is_matrix else BUNDLE)}
+    sections = [
+        Section(title=title, parts=[p for made in makers for p in _parts(results, *made)])
+        for title, makers in {**titles, **LAST}.items()
+    ]
     return Document(
         title=f"{results.name}: speed and exactness",
         subtitle=_subtitle(results),
         tiles=[*tiles(results)],
         verdicts=[*verdicts(results)],
-        sections=[
-            Section(title=title, parts=[p for made in makers for p in _parts(results, *made)])
-            for title, makers in {**titles, **LAST}.items()
-        ],
+        sections=[section for section in sections if section.parts],
         footer=f"Written by attn-export {__version__}. This page loads nothing from elsewhere.",
     )
 
@@ -96,7 +112,18 @@ def _parts(results: Results, source: str, make: Make) -> list[Part]:
     def broken(text: str) -> list[Part]:
         return [Verdict(status="warning", text=text)]
 
-    return guarded(results, source, lambda: [*make(results)], broken)
+    return [
+        shown
+        for made in guarded(results, source, lambda: [*make(results)], broken)
+        for shown in guarded(results, source, lambda made=made: [_drawable(made)], broken)  # type: ignore[misc]
+    ]
+
+
+def _drawable(made: Part) -> Part:
+    """The part, drawn once: on the page it would no longer be known which file is broken."""
+    part(made)
+    list(blocks_of(made))
+    return made
 
 
 def _subtitle(results: Results) -> str:
@@ -115,12 +142,12 @@ def _subtitle(results: Results) -> str:
 
 def _machine(report: dict[str, Any]) -> list[str]:
     environment = report["environment"]
-    gpu = environment.get("gpu") or {}
+    gpu = gpu_name(environment)
     cpu = environment["cpu"]
     packages = environment.get("packages") or {}
     versions = [f"{k} {packages[k]}" for k in ("torch", "onnxruntime", "openvino") if k in packages]
     return [
-        *([str(gpu["name"])] if gpu.get("name") else []),
+        *([gpu] if gpu else []),
         f"{cpu['model']}, {cpu['cores']} cores",
         *versions,
     ]

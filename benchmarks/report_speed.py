@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .candidates import BASELINES
 from .peers import PREFIX
-from .report_candidates import KINDS, Candidate, is_peer, kind, left_out, measured_ones, precision
+from .report_candidates import (
+    KINDS,
+    Candidate,
+    baselines,
+    is_peer,
+    judged,
+    kind,
+    left_out,
+    measured_ones,
+    precision,
+)
 from .report_data import Results
 from .report_document import Bar, Bars, Histogram, Lines, Link, Note, Part, Series, Table, Verdict
 from .report_numbers import measured, number, percent, spread
@@ -59,8 +68,7 @@ def _how(bench: Mapping[str, Any]) -> str:
 
 def _bar(candidate: Candidate) -> Bar:
     rate, ratios = candidate["samples_per_s"], candidate["ratios"]
-    name = next((name for name in BASELINES if name in ratios), None)
-    detail = f"{number(ratios[name]['median'])}x" if name else ""
+    detail = next((f"{number(ratios[name]['median'])}x" for name in baselines(candidate)), "")
     return Bar(
         label=str(candidate["name"]),
         value=float(rate["median"]),
@@ -104,16 +112,9 @@ def _optional(value: float | None) -> str:
 
 
 def _ratios(candidate: Candidate) -> Iterator[tuple[str, ...]]:
-    said = candidate.get("verdicts") or {}
     for name, found in candidate["ratios"].items():
-        word = said.get(name) or _word(found)
-        yield str(candidate["name"]), name, word, number(found["median"]) + "x", spread(found)
-
-
-def _word(found: Mapping[str, Any]) -> str:
-    if found["low"] <= 1 <= found["high"]:
-        return "inconclusive"
-    return "faster" if found["low"] > 1 else "slower"
+        times = number(found["median"]) + "x"
+        yield str(candidate["name"]), name, judged(found), times, spread(found)
 
 
 def peers(results: Results) -> Iterator[Part]:
@@ -129,12 +130,20 @@ def peers(results: Results) -> Iterator[Part]:
         yield Note(text=f"No peers were measured. Add them: {command} --peers all", is_missing=True)
         return
     words = ("Peer", "Precision", "How it was run", "Version")
-    yield Table(
-        caption="The same requests, in a process of its own, from arrays to arrays",
-        columns=(*words, "Samples/s", "Interval", "Max diff", "Cosine", "Parity"),
-        rows=[_peer(c) for c in found],
-        words=len(words),
-    )
+    if found:
+        yield Table(
+            caption="The same requests, in a process of its own, from arrays to arrays",
+            columns=(*words, "Samples/s", "Interval", "Max diff", "Cosine", "Parity"),
+            rows=[_peer(c) for c in found],
+            words=len(words),
+        )
+    if absent:
+        yield Table(
+            caption="Peers that were not measured",
+            columns=("Peer", "Reason"),
+            rows=[*absent.items()],
+            words=2,
+        )
 
 
 def _peer(candidate: Candidate) -> tuple[str | Link, ...]:

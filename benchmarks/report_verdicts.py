@@ -7,13 +7,14 @@ from typing import Any
 
 from attn_export.manifest import Manifest
 
-from .candidates import BASELINES
 from .report_candidates import (
     Candidate,
+    baselines,
     best,
     engines,
     failed,
     is_peer,
+    judged,
     measured_ones,
     precision,
     ratio,
@@ -24,6 +25,7 @@ from .report_numbers import measured, number, percent, plural, spread
 from .self_test import WANTED
 from .stats import verdict
 
+QUICK = "A quick run gives a first impression; measure without --quick to quote numbers"
 GATES: dict[str, Status] = {"pass": "pass", "fail": "fail", "error": "fail", "skipped": "info"}
 
 
@@ -86,7 +88,7 @@ def _speed_tiles(results: Results) -> Iterator[Tile]:
         value=number(rate["median"]),
         detail=f"{spread(rate)} by {fastest['engine']}, the fastest engine that passed parity",
     )
-    for name in _baselines(fastest)[:1]:
+    for name in baselines(fastest)[:1]:
         found = fastest["ratios"][name]
         yield Tile(
             title="Times as fast as eager PyTorch",
@@ -177,9 +179,9 @@ def _bench(results: Results) -> Iterator[Verdict]:
 
 def _fastest(fastest: Candidate) -> Verdict:
     said = f"{fastest['engine']}: {measured(fastest['samples_per_s'])} samples/s"
-    against = _baselines(fastest)
+    against = baselines(fastest)
     ratios = fastest["ratios"]
-    is_clear = bool(against) and all(ratios[name]["low"] > 1 for name in against)
+    is_clear = bool(against) and all(judged(ratios[name]) == "faster" for name in against)
     told = ", ".join(f"{measured(ratios[name], 'x')} {name}" for name in against)
     return Verdict(
         status="pass" if is_clear else "warning",
@@ -187,23 +189,18 @@ def _fastest(fastest: Candidate) -> Verdict:
     )
 
 
-def _baselines(candidate: Candidate) -> list[str]:
-    """The eager candidates that it is compared with."""
-    return [name for name in BASELINES if name in candidate["ratios"]]
-
-
 def _against_peers(bench: Mapping[str, Any], passed: Mapping[str, bool]) -> Iterator[Verdict]:
-    """Of each precision the fastest peer beside our fastest engine."""
+    """Of each precision and device the fastest peer beside our fastest engine."""
     done = measured_ones(bench)
     peers = [c for c in done if is_peer(c) and (c.get("facts") or {}).get("passed") is not False]
     ours = [c for c in engines(bench) if passed.get(str(c["engine"]), True)]
-    for kind in dict.fromkeys(precision(c) for c in peers):
-        peer = next(c for c in peers if precision(c) == kind)
-        mine = next((c for c in ours if precision(c) == kind), None)
+    for place in dict.fromkeys(map(_place, peers)):
+        peer = next(c for c in peers if _place(c) == place)
+        mine = next((c for c in ours if _place(c) == place), None)
         if mine is None:
             yield Verdict(
                 status="info",
-                text=f"{peer['name']} computes in {kind.upper()}; the bundle has no such engine",
+                text=f"{peer['name']} computes in {place}; the bundle has no such engine",
             )
             continue
         found = ratio(mine, peer)
@@ -211,9 +208,14 @@ def _against_peers(bench: Mapping[str, Any], passed: Mapping[str, bool]) -> Iter
         word = verdict(found)
         yield Verdict(
             status=status[word],
-            text=f"{kind.upper()}: {mine['engine']} is {measured(vars(found), 'x')} as fast as "
+            text=f"{place}: {mine['engine']} is {measured(vars(found), 'x')} as fast as "
             f"{peer['name']}, the fastest peer ({word})",
         )
+
+
+def _place(candidate: Candidate) -> str:
+    """What is fair to compare: ``"FP16 on the GPU"``."""
+    return f"{precision(candidate).upper()} on the {str(candidate['device']).upper()}"
 
 
 def _doubts(results: Results) -> Iterator[Verdict]:
@@ -226,7 +228,7 @@ def _doubtful(results: Results, bench: Mapping[str, Any]) -> Iterator[str]:
     """What makes the measurement doubtful."""
     yield from map(str, bench["notes"])
     if bench.get("quick"):
-        yield "A quick run gives a first impression; measure without --quick to quote numbers"
+        yield QUICK
     weights = (bench.get("settings") or {}).get("weights_sha256")
     held = results.manifest.model.get("weights_sha256") if results.manifest else None
     if weights and held and weights != held:
@@ -274,7 +276,7 @@ def _matrix(results: Results) -> Iterator[Verdict]:
         top = max(engines, key=lambda f: float(f["ratio"]["median"]))
         of, against = top["of"], top["against"]
         yield Verdict(
-            status="pass" if top["ratio"]["low"] > 1 else "warning",
+            status="pass" if judged(top["ratio"]) == "faster" else "warning",
             text=f"Best at batch 64: {of['model'].upper()} {of['variant']} {of['mode']}, "
             f"{measured(top['ratio'], 'x')} eager {against['model'].upper()} FP32 "
             f"{against['mode']}",
@@ -285,4 +287,5 @@ def _matrix(results: Results) -> Iterator[Verdict]:
         said = f"parity failed: {', '.join(wrong)}" if wrong else "all engines passed parity"
         if equal:
             yield Verdict(status="fail" if wrong else "pass", text=f"{name}: {said}")
-    yield from (Verdict(status="warning", text=str(note)) for note in report.get("notes", []))
+    doubts = [*map(str, report.get("notes", [])), *([QUICK] if report["settings"]["quick"] else [])]
+    yield from (Verdict(status="warning", text=text) for text in doubts)

@@ -79,6 +79,7 @@ def finished(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "check": made.check(),
         "self-test": made.self_test(),
         "sensitivity": made.sensitivity(),
+        "packing": made.packing(),
         "plan": {"gpu": "t4", "gpus": 2},
     }.items():
         made.put(directory, f"reports/{name}.json", content)
@@ -116,7 +117,7 @@ def test_the_verdicts_come_first_and_say_what_was_found(full: Path) -> None:
         "Parity of onnxruntime-fp32 with eager PyTorch FP32 passed in 20 cases",
         # 500 and 485 to 515 are the median and the ends of 500 times the weather of 7 rounds.
         "onnxruntime-int8: 500 [485 to 515] samples/s; 50.0x [50.0 to 50.0] eager-mha-padded",
-        "FP32: onnxruntime-fp32 is 1.25x [1.25 to 1.25] as fast as peer-openvino-fp32",
+        "FP32 on the CPU: onnxruntime-fp32 is 1.25x [1.25 to 1.25] as fast as peer-openvino-fp32",
         "peer-torch-int8 failed: HostError: it was killed",
         "Gate speedup of onnxruntime-fp32: pass: 19.9 times eager-padded",
         "Self-test: onnxruntime-fp32 against itself showed 0 false differences in 2 runs",
@@ -139,6 +140,7 @@ def test_what_is_absent_is_named_with_the_command_that_makes_it(bundle: Bundle) 
         assert name in page.text
         assert name in markdown
     assert "No engine was compared with eager PyTorch" in page.text
+    assert "Packing" not in page.text + markdown  # few bundles have packed rows
 
 
 def test_nothing_is_loaded_and_nothing_may_run(full: Path) -> None:
@@ -193,13 +195,16 @@ def test_a_hostile_name_stays_text(full: Path) -> None:
     ("content", "said"),
     [
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[]", "it holds no JSON object"),
         ('{"schema_version": 99}', "it has schema 99, this version of attn-export reads up to"),
         ('{"schema_version": 1, "results": 3}', "is not what this version of attn-export writes"),
         ("{}", "is not what this version of attn-export writes"),
     ],
 )
-@pytest.mark.parametrize("name", ["bench", "parity", "check", "self-test", "sensitivity"])
+@pytest.mark.parametrize(
+    "name", ["bench", "parity", "check", "self-test", "sensitivity", "packing"]
+)
 def test_a_broken_file_is_a_warning_and_the_rest_stands(
     full: Path, name: str, content: str, said: str
 ) -> None:
@@ -210,6 +215,64 @@ def test_a_broken_file_is_a_warning_and_the_rest_stands(
         assert said in text
         assert "The bundle" in text
         assert "speedup" in text or name == "check"
+
+
+def test_what_cannot_be_drawn_is_a_warning_in_its_place(full: Path, folder: Path) -> None:
+    bench = made.bench()
+    bench["latencies"]["onnxruntime-fp32"][0]["histogram"]["counts"] = [0] * 30
+    made.put(full, "reports/bench.json", bench)
+    matrix = made.matrix()
+    matrix["cells"][0]["note"] = 3
+    made.put(folder, "matrix.json", matrix)
+    said = {
+        full: "bench.json is not what this version of attn-export writes (ValueError: 30 counts",
+        folder: "matrix.json is not what this version of attn-export writes (AttributeError",
+    }
+    for directory, text in said.items():
+        page, markdown = read(directory)
+        assert text in page.text
+        assert text in " ".join(markdown.replace("\\", "").split())
+    page, _ = read(full)
+    assert "1 request of 30 tokens" in page.text  # the table of latencies stands
+    page, _ = read(folder)
+    assert "Improvement factors" in page.text
+    assert "Every cell" not in page.text
+
+
+def test_a_number_beyond_all_bounds_is_a_warning_too(full: Path) -> None:
+    bench = made.bench()
+    bench["latencies"]["onnxruntime-fp32"][0]["histogram"]["edges_ms"][-1] = float("inf")
+    made.put(full, "reports/bench.json", bench)
+    assert "bench.json is not what this version of attn-export writes" in read(full)[0].text
+
+
+def test_a_warning_names_the_file_that_is_broken(full: Path) -> None:
+    made.put(full, "matrix.json", {**made.matrix(), "environment": 3})
+    bundle = Bundle.open(full)
+    bundle.manifest.command = 3  # type: ignore[assignment]
+    write_manifest(full, bundle.manifest)
+    page, _ = read(full)
+    broken = re.findall(
+        r"(\S+) is not what this version .*?; write it again with: (.*?full)", page.text
+    )
+    assert broken == [
+        ("matrix.json", "attn-export bench full"),
+        ("manifest.json", "attn-export build -o full"),
+    ]
+    assert "The machine of reports/bench.json" in page.text
+
+
+def test_names_that_are_no_utf8_are_written_with_escapes(full: Path) -> None:
+    made.put(full, "reports/bench.json", made.bench(notes=["half of \ud800"]))
+    bundle = Bundle.open(full)
+    del bundle.manifest.model["name"]
+    write_manifest(full, bundle.manifest)
+    moved = full.with_name(os.fsdecode(b"b\xff"))
+    full.rename(moved)
+    page, markdown = read(moved)
+    for text in (page.text, markdown):
+        assert r"half of \ud800" in text
+        assert r"b\udcff: speed and exactness" in text
 
 
 def test_a_broken_manifest_is_a_warning_too(full: Path) -> None:
@@ -253,6 +316,79 @@ def test_a_faster_peer_is_a_failure_and_a_near_one_inconclusive(full: Path) -> N
     assert "the fastest peer (inconclusive)" in read(full)[0].text
 
 
+def test_a_peer_on_another_device_is_no_rival(full: Path) -> None:
+    peer = made.candidate("peer-openvino-fp32", 400.0, facts=made.FACTS)
+    ours = [
+        made.candidate("engine-bucketed", 900.0, engine="tensorrt-fp32-sm75", device="gpu"),
+        made.candidate("engine-bucketed", 200.0, engine="onnxruntime-fp32"),
+    ]
+    made.put(full, "reports/bench.json", made.bench([*ours, peer]))
+    page, _ = read(full)
+    assert "FP32 on the CPU: onnxruntime-fp32 is 0.5x [0.5 to 0.5] as fast as peer-o" in page.text
+    assert "tensorrt-fp32-sm75 is" not in page.text
+    made.put(full, "reports/bench.json", made.bench([ours[0], peer]))
+    assert "peer-openvino-fp32 computes in FP32 on the CPU; the bundle has no such engine" in (
+        read(full)[0].text
+    )
+
+
+def test_an_engine_on_a_gpu_is_compared_with_eager_on_the_gpu(full: Path) -> None:
+    engine = made.candidate("engine-bucketed", 900.0, engine="tensorrt-fp32-sm75", device="gpu")
+    eager = made.candidate("eager-mha-padded", 10.0, device="gpu")
+    made.put(
+        full, "reports/bench.json", made.bench([engine, eager], environment=made.GPU_ENVIRONMENT)
+    )
+    page, markdown = read(full)
+    assert "Times as fast as eager PyTorch 90.0x [90.0 to 90.0] against eager-mha-padded@gpu" in (
+        page.text
+    )
+    # 900 of 10 and of 12: an engine that is faster than both is a pass.
+    assert (
+        "- **✓ pass** Fastest engine that passed parity: tensorrt-fp32-sm75: 900 [873 to 927] "
+        "samples/s; 90.0x [90.0 to 90.0] eager-mha-padded@gpu, 75.0x [75.0 to 75.0] "
+        "eager-padded@gpu"
+    ) in markdown
+    assert "900 [873 to 927] | 90.0x |" in markdown  # the bars
+    assert "Tesla T4 · A CPU, 4 cores" in page.text
+
+
+def test_few_rounds_are_no_pass_however_large_the_ratio(full: Path, folder: Path) -> None:
+    ours = made.candidate(
+        "engine-bucketed", 200.0, engine="onnxruntime-fp32", weather=made.WEATHER[:3]
+    )
+    made.put(full, "reports/bench.json", made.bench([ours], quick=True))
+    _, markdown = read(full)
+    assert "- **! warning** Fastest engine that passed parity: onnxruntime-fp32: 200" in markdown
+    assert "A quick run gives a first impression" in markdown
+    assert "A quick run" not in read(folder)[1]
+    made.put(folder, "matrix.json", made.matrix(quick=True))
+    _, markdown = read(folder)
+    assert "- **! warning** A quick run gives a first impression" in markdown
+    assert "- **! warning** Best at batch 64: MQA engine-int8 bucketed" in markdown
+
+
+def test_peers_that_are_all_absent_are_named_with_their_reasons(full: Path) -> None:
+    ours = made.candidate("engine-bucketed", 200.0, engine="onnxruntime-fp32")
+    made.put(full, "reports/bench.json", made.bench([ours]))
+    _, markdown = read(full)
+    section = markdown.partition("## Peers")[2].partition("##")[0]
+    assert "| peer-optimum | optimum is not installed |" in section
+    assert "Samples/s" not in section
+
+
+def test_packed_rows_stand_beside_buckets(full: Path) -> None:
+    page, markdown = read(full)
+    section = markdown.partition("## Packing")[2].partition("##")[0]
+    # The interval is 3 % to both sides; 1.0 within its noise is no win.
+    assert "Packing is faster beyond the noise in 1 of 2 cells" in section
+    assert (
+        "| tweets | all at once | 1.25x [1.21 to 1.29] | 2.00x [1.94 to 2.06] "
+        "| 0.0% | 12.5% | 25.0% |"
+    ) in section
+    assert "| tweets | groups of 8 | 1.00x [0.97 to 1.03] |" in section
+    assert "attn-export packing full" in page.text  # among the results on the page
+
+
 def test_the_matrix_stands_beside_its_file_with_figure_and_bundles(folder: Path) -> None:
     written = write_reports(folder / "mqa")
     assert written == [folder / "mqa/reports/report.html", folder / "mqa/reports/report.md"]
@@ -277,9 +413,14 @@ def test_a_picture_that_is_none_is_left_out(folder: Path) -> None:
     assert page.of("img") == []
 
 
-def test_the_limits_of_the_machine_stand_beside_what_was_reached(
-    full: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# 10 tokens, one layer that computes one row (M 32, K 1, D 8): K and V 2·10·32·16, Q 2·32·32,
+# attention 4·10·32, output 2·32·32, pooler 2·32·32, classifier 2·32·3.
+FLOPS = 2 * 10 * 32 * 16 + 3 * 2 * 32 * 32 + 4 * 10 * 32 + 2 * 32 * 3
+
+
+@pytest.fixture
+def tiny(full: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of known dimensions, on a machine that does 400 samples' products a second."""
     bundle = Bundle.open(full)
     bundle.manifest.model["spec"] = {
         "num_kv_heads": 1,
@@ -292,16 +433,10 @@ def test_the_limits_of_the_machine_stand_beside_what_was_reached(
         "ffn_size": 0,
     }
     write_manifest(full, bundle.manifest)
-    cpu = examine().cpu
-    here = {**made.ENVIRONMENT, "cpu": {"model": cpu.model, "cores": cpu.cores}}
-    made.put(full, "reports/bench.json", made.bench(environment=here))
-    # 10 tokens, one layer that computes one row (M 32, K 1, D 8): K and V 2·10·32·16, Q 2·32·32,
-    # attention 4·10·32, output 2·32·32, pooler 2·32·32, classifier 2·32·3.
-    flops = 2 * 10 * 32 * 16 + 3 * 2 * 32 * 32 + 4 * 10 * 32 + 2 * 32 * 3
     limits = Limits(
         name=HERE,
         tier="measured",
-        flops={"fp32": 400.0 * flops},
+        flops={"fp32": 400.0 * FLOPS},
         bytes_per_s=1e12,
         launch_s=0.0,
         memory_bytes=None,
@@ -309,10 +444,46 @@ def test_the_limits_of_the_machine_stand_beside_what_was_reached(
         source="a test",
     )
     monkeypatch.setattr(report_limits, "known_ceilings", lambda: limits)
-    assert "50.0% of it" in read(full)[0].text  # 200 of 400 samples/s
+    return full
+
+
+def ran_here(environment: dict[str, Any]) -> dict[str, Any]:
+    cpu = examine().cpu
+    return {**environment, "cpu": {"model": cpu.model, "cores": cpu.cores}}
+
+
+def test_the_limits_of_the_machine_stand_beside_what_was_reached(tiny: Path) -> None:
+    here = ran_here(made.ENVIRONMENT)
+    made.put(tiny, "reports/bench.json", made.bench(environment=here))
+    assert "50.0% of it" in read(tiny)[0].text  # 200 of 400 samples/s
     other = {**here, "cpu": {"model": "another", "cores": 4}}
-    made.put(full, "reports/bench.json", made.bench(environment=other))
-    assert "What this machine can do at most is not known" in read(full)[0].text
+    made.put(tiny, "reports/bench.json", made.bench(environment=other))
+    assert "What this machine can do at most is not known" in read(tiny)[0].text
+
+
+def test_each_engine_is_held_to_the_limits_of_its_own_device(tiny: Path) -> None:
+    on_gpu = made.candidate(
+        "engine-bucketed", 0.25 * 8.1e12 / FLOPS, engine="tensorrt-fp32-sm75", device="gpu"
+    )
+    on_cpu = made.candidate("engine-bucketed", 200.0, engine="onnxruntime-fp32")
+    environment = ran_here(made.GPU_ENVIRONMENT)
+    made.put(tiny, "reports/bench.json", made.bench([on_gpu, on_cpu], environment=environment))
+    page, markdown = read(tiny)
+    assert "Limits of T4 (datasheet)" in page.text
+    assert "Limits of this machine (measured)" in page.text
+    section = markdown.partition("## Limits")[2].partition("## Parity")[0]
+    shares = re.findall(r"\| (\S+) \| engine: .*? \| (\S+) of it \|", section)
+    # A T4's data sheet gives 8.1 TFLOP/s in FP32.
+    assert shares == [("tensorrt-fp32-sm75", "25.0%"), ("onnxruntime-fp32", "50.0%")]
+
+
+def test_a_gpu_without_a_known_data_sheet_is_named(tiny: Path) -> None:
+    engine = made.candidate("engine-bucketed", 900.0, engine="tensorrt-fp32-sm61", device="gpu")
+    environment = {**made.ENVIRONMENT, "gpu": {"before": {"name": "Tesla P4"}}}
+    made.put(tiny, "reports/bench.json", made.bench([engine], environment=environment))
+    page, _ = read(tiny)
+    assert "The limits of Tesla P4 are not known; known are: T4, L4," in page.text
+    assert "--gpu here --measure" not in page.text
 
 
 def test_a_folder_without_results_and_none_at_all_are_refused(tmp_path: Path) -> None:
