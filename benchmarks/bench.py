@@ -34,7 +34,7 @@ from .devices import CPU, GPU, device_of
 from .environment import environment
 from .gpu_watch import GpuWatch
 from .interpreter import Interpreter, other_interpreter, this_interpreter
-from .judge import runs_on_cpu
+from .judge import is_widened
 from .latency import Latency
 from .lineup import Lineup
 from .machine_state import MachineWatch
@@ -221,7 +221,7 @@ def _result(
 ) -> CandidateResult:
     settings = entry.settings
     record = bundle.manifest.engines[settings.engine] if settings.engine else None
-    widened = record is not None and runs_on_cpu(record) and record.precision == "fp16"
+    widened = record is not None and is_widened(record)
     return CandidateResult(
         name=settings.name,
         candidate=settings.candidate,

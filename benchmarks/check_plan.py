@@ -20,7 +20,7 @@ from .check_report import GateResult, skipped_result
 from .devices import GPU, TorchCuda, device_of, eager_device
 from .duel import Contestant
 from .interpreter import this_interpreter
-from .judge import runs_on_cpu
+from .judge import is_widened
 from .torch_probe import probe_torch
 
 SPEEDUP, REGRESSION = "speedup", "regression"
@@ -100,7 +100,7 @@ class SpeedPlan:
         self._floor = 1 - gates.max_regression
         self.duels: list[Duel] = []
         self.verdicts: list[GateResult] = []
-        served = {n: r for n, r in chosen.items() if named or not _is_widened(r)}
+        served = {n: r for n, r in chosen.items() if named or not is_widened(r)}
         for gate in gates.names:
             self.verdicts += [skipped_result(gate, n, WIDENED) for n in chosen if n not in served]
         compared = self._compared(list(served))
@@ -168,7 +168,3 @@ class SpeedPlan:
 def _lost(name: str, baseline: Baseline) -> GateResult:
     text = f"the baseline ({baseline.described}) has this engine, and the bundle has not"
     return GateResult(gate=REGRESSION, engine=name, verdict="fail", text=text)
-
-
-def _is_widened(record: EngineRecord) -> bool:
-    return runs_on_cpu(record) and record.precision == "fp16"

@@ -192,16 +192,17 @@ def open_judges(
     session: Session = backend(record.backend).load(bundle, record, options)
     stack.callback(session.close)
     judges = [Judge(ENGINE, session, bundle, allowed, cosines)]
-    if runs_on_cpu(record) and record.precision == "fp16":
+    if is_widened(record):
         twin = _open_twin(bundle, record, session)
         stack.callback(twin.close)
         judges.append(Judge(TWIN, twin, bundle, allowed))
     return judges
 
 
-def runs_on_cpu(record: EngineRecord) -> bool:
-    """Whether ONNX Runtime's CPU runs it, which computes FP16 in FP32."""
-    return record.backend == "onnxruntime" and not provider_of(record)
+def is_widened(record: EngineRecord) -> bool:
+    """Whether it is FP16 on ONNX Runtime's CPU, which computes that in FP32."""
+    on_cpu = record.backend == "onnxruntime" and not provider_of(record)
+    return on_cpu and record.precision == "fp16"
 
 
 def _open_twin(bundle: Bundle, record: EngineRecord, engine: Session) -> Session:

@@ -12,7 +12,7 @@ from attn_export.manifest import EngineRecord
 
 from .candidates import BUCKETED, EAGER, EAGER_MHA, ENGINE, Settings
 from .devices import CPU, GPU, Device, TorchCuda, device_of, eager_device
-from .judge import runs_on_cpu
+from .judge import is_widened
 from .peers import PREFIX, check_peer
 from .rounds import Rounds
 from .torch_probe import probe_torch
@@ -92,10 +92,9 @@ class Lineup:
         self, name: str, record: EngineRecord, device: Device, *, named: bool
     ) -> bool:
         """Start an engine's candidates; whether there is one."""
-        # A CPU computes FP16 in FP32: one row shows that it gains nothing.
-        widened = runs_on_cpu(record) and record.precision == "fp16"
         started = False
-        for kind in (BUCKETED,) if widened else ENGINE:
+        # One row shows that a widened engine gains nothing.
+        for kind in (BUCKETED,) if is_widened(record) else ENGINE:
             settings = replace(self._common, candidate=kind, engine=name, eager_device=device)
             reason = self._field.start(settings, optional=not named)
             if reason is None:

@@ -19,7 +19,7 @@ from .feeds import Requests, check_feeds, real_region
 from .fitting import run_all_fitted, run_fitted
 from .packing_session import PACKED, is_packed
 from .ranking import slowness, unsuited
-from .schedule import PlannedBatch, plan_for
+from .schedule import PlannedBatch, are_few, plan_for
 from .session import Array, Goal, LoadOptions, Outputs, Session
 from .session import backend as backend_module
 
@@ -155,12 +155,10 @@ class Engine:
         requests = Requests(sequences, self.inputs, check_ids=self._check_ids)
         plan = plan_for(self._session, requests.lengths)
         batches = (requests.feeds(batch.indices.tolist(), batch.length) for batch in plan)
-        # run() gives each batch the whole device, which many batches are slower with than if they
-        # run beside each other.
-        few = len(requests.lengths) < getattr(self._session, "streams", 1)
+        # run() gives each batch the whole device.
         results = (
             (run_fitted(self._session, feeds) for feeds in batches)
-            if few or len(plan) == 1
+            if len(plan) == 1 or are_few(self._session, len(requests.lengths))
             else run_all_fitted(self._session, batches)
         )
         return _in_order(zip(plan, results, strict=True), self.outputs, requests.lengths)

@@ -98,16 +98,19 @@ def plan_for(
     Raises:
         InputError: if a length is below 1 or above the session's last bucket edge.
     """
-    streams = getattr(session, "streams", 1)
     return plan_batches(
         lengths,
         edges=session.buckets,
         batch_tokens=session.batch_tokens if batch_tokens is None else batch_tokens,
         largest=largest_batches(session.profiles) or None,
         unpadded_tokens=getattr(session, "unpadded_tokens", None),
-        # Fewer sequences than streams are faster one after the other, each on all threads.
-        at_a_time=streams if len(lengths) >= streams else 1,
+        at_a_time=1 if are_few(session, len(lengths)) else getattr(session, "streams", 1),
     )
+
+
+def are_few(session: Session, sequences: int) -> bool:
+    """Whether batches are faster one after the other, each on the whole device."""
+    return sequences < getattr(session, "streams", 1)
 
 
 def _sizes(edges: Sequence[int], largest: Sequence[int], batch_tokens: int) -> list[int]:
