@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .judge import ENGINE
@@ -68,15 +68,25 @@ def _allowed(output: Mapping[str, Any]) -> str:
 
 
 def int8(results: Results) -> Iterator[Part]:
-    """Accuracy of each INT8 graph on real requests."""
-    graphs = results.manifest.graphs if results.manifest else {}
+    """Accuracy of each INT8 graph and engine on real requests."""
+    manifest = results.manifest
+    graphs = manifest.graphs if manifest else {}
     quantized = {name: g.quantization for name, g in graphs.items() if g.quantization}
-    if quantized:
-        columns = ("Graph", "Output", "Accepted", "Ranges by", "Requests", "Same label")
+    if manifest and quantized:
+        columns = ("What", "Output", "Accepted", "Ranges by", "Requests", "Same label")
+        rows = [
+            row
+            for name, facts in quantized.items()
+            for row in _accuracy(f"graph {name}", facts["accuracy"], facts)
+        ]
+        for name, engine in manifest.engines.items():
+            if engine.accuracy:
+                facts = {**quantized[engine.graph], "accepted": engine.accuracy["accepted"]}
+                rows += _accuracy(name, engine.accuracy["results"], facts)
         yield Table(
-            caption="Each INT8 graph beside FP32, on the requests it was judged by",
+            caption="Each INT8 graph and engine beside FP32, on the requests it was judged by",
             columns=(*columns, "Mean cosine", "Least cosine", "SQNR dB"),
-            rows=[row for name, facts in quantized.items() for row in _accuracy(name, facts)],
+            rows=rows,
             words=4,
         )
     else:
@@ -88,8 +98,10 @@ def int8(results: Results) -> Iterator[Part]:
         )
 
 
-def _accuracy(name: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for item in facts["accuracy"]:
+def _accuracy(
+    name: str, measured: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> Iterator[tuple[str, ...]]:
+    for item in measured:
         yield (
             name,
             str(item["output"]),

@@ -106,8 +106,13 @@ def _parity_tiles(results: Results) -> Iterator[Tile]:
             detail=", ".join(passed),
         )
     manifest = results.manifest
-    for name, engine in manifest.engines.items() if manifest else ():
-        accuracy = manifest.graphs[engine.graph].quantization.get("accuracy") if manifest else None
+    if manifest is None:
+        return
+    chosen = (manifest.choice or {}).get("engine")
+    for name, engine in sorted(manifest.engines.items(), key=lambda item: item[0] != chosen):
+        accuracy = (engine.accuracy or {}).get("results") or manifest.graphs[
+            engine.graph
+        ].quantization.get("accuracy")
         if accuracy and accuracy[0].get("labels") is not None:
             yield Tile(
                 title="INT8 gives FP32's label",

@@ -22,6 +22,7 @@ from attn_export.bundle import Bundle, write_manifest
 from attn_export.cli_report import report as command
 from attn_export.engines.doctor import examine
 from attn_export.errors import HostError, UsageError
+from attn_export.manifest import EngineRecord
 from tests.benchmarks import report_results as made
 
 VOID = {"meta", "img", "line", "rect", "circle", "polygon", "polyline", "br", "link"}
@@ -507,3 +508,30 @@ def test_the_command_names_what_it_wrote(full: Path) -> None:
     assert all(Path(path).is_file() for path in written)
     plain = CliRunner().invoke(command, [str(full)], catch_exceptions=False)
     assert plain.output.split() == written
+
+
+def test_the_int8_engine_that_is_served_says_how_near_it_is(full: Path) -> None:
+    def found(labels: float) -> dict[str, Any]:
+        rest = {"cosine": 0.999, "least_cosine": 0.95, "sqnr_db": 33.0}
+        return {"output": "logits", "requests": 2000, "labels": labels, **rest}
+
+    manifest = Bundle.open(full).manifest
+    manifest.graphs["fp32"].quantization = {
+        "accuracy": [found(0.981)],
+        "accepted": True,
+        "method": "entropy",
+    }
+    for name, labels in (("onnxruntime", 0.982), ("openvino", 0.993)):
+        record = EngineRecord(backend=name, precision="int8", graph="fp32")
+        record.accuracy = {"accepted": labels > 0.99, "results": [found(labels)]}
+        manifest.engines[record.name] = record
+    manifest.choice = {"engine": "openvino-int8", "goal": "throughput", "reason": "faster"}
+    write_manifest(full, manifest)
+    page, _ = read(full)
+    assert "INT8 gives FP32's label 99.3% of 2,000 requests, by openvino-int8" in page.text
+    for row in (
+        "graph fp32 logits yes entropy 2,000 98.1%",
+        "onnxruntime-int8 logits NO entropy 2,000 98.2%",
+        "openvino-int8 logits yes entropy 2,000 99.3%",
+    ):
+        assert row in page.text
