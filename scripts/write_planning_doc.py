@@ -19,13 +19,21 @@ from click.testing import CliRunner
 from attn_export.benchmarks.bench_report import BenchReport, CandidateResult
 from attn_export.benchmarks.latency import Latency, histogram
 from attn_export.benchmarks.loops import Prepared
-from attn_export.benchmarks.stats import median_interval, percentiles
+from attn_export.benchmarks.stats import median_interval
 from attn_export.cli_plan import plan
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "planning.md"
 BLOCK = re.compile(r"<!-- (.+?) -->\n```\n\$ attn-export plan (.+)\n(?:.*\n)*?```")
-# The CPU service's engines: samples/s as in docs/performance.md, and the assumed ms of one request.
-CPU_ENGINES = {"onnxruntime-fp32": (594.0, 6.0), "onnxruntime-int8": (2291.0, 2.0)}
+# The CPU service's engines, from the run in docs/performance.md: samples/s, and p50, p90 and p99 in
+# ms of one request of 30 tokens and of one of 52, the 99th percentile of its lengths.
+TYPICAL, LONG = 30, 52
+CPU_ENGINES = {
+    "onnxruntime-fp32": (621.0, (3.53, 3.66, 3.88), (5.45, 6.08, 6.98)),
+    "openvino-fp32": (629.0, (3.39, 3.56, 4.94), (5.17, 5.40, 8.43)),
+    "openvino-bf16": (2402.0, (1.82, 1.95, 2.22), (2.28, 2.40, 2.58)),
+    "onnxruntime-int8": (2242.0, (2.09, 2.18, 2.23), (2.78, 2.88, 3.02)),
+    "openvino-int8": (2686.0, (1.99, 2.17, 2.52), (2.37, 2.49, 2.62)),
+}
 
 
 def text() -> str:
@@ -41,21 +49,11 @@ def text() -> str:
 
 
 def cpu_service() -> dict[str, Any]:
-    """A bench.json of two engines on one CPU."""
-    spread = [0.9 + 0.01 * index for index in range(21)]
+    """A bench.json of the engines of one bundle on one CPU."""
     results, latencies = [], {}
-    for engine, (rate, ms) in CPU_ENGINES.items():
+    for engine, (rate, typical, long) in CPU_ENGINES.items():
         results.append(_result(engine, rate))
-        times = [ms * factor for factor in spread]
-        latencies[engine] = [
-            Latency(
-                batch=1,
-                length=30,
-                runs=len(times),
-                host_ms=percentiles(times),
-                histogram=histogram(times),
-            )
-        ]
+        latencies[engine] = [_latency(TYPICAL, typical), _latency(LONG, long)]
     return BenchReport(
         model="mqa",
         data="2,000 tweets",
@@ -64,7 +62,7 @@ def cpu_service() -> dict[str, Any]:
         max_length=128,
         batch_size=64,
         threads=4,
-        rounds=7,
+        rounds=9,
         quick=False,
         padded_shares={},
         results=results,
@@ -75,6 +73,11 @@ def cpu_service() -> dict[str, Any]:
     ).to_json()
 
 
+def _latency(length: int, times: tuple[float, float, float]) -> Latency:
+    host_ms = dict(zip(("p50", "p90", "p99"), times, strict=True))
+    return Latency(batch=1, length=length, runs=200, host_ms=host_ms, histogram=histogram(times))
+
+
 def _result(engine: str, rate: float) -> CandidateResult:
     return CandidateResult(
         name=f"engine-bucketed:{engine}",
@@ -82,8 +85,8 @@ def _result(engine: str, rate: float) -> CandidateResult:
         engine=engine,
         note="",
         prepared=Prepared(samples=2000, tokens=59802, computed_tokens=60102, batches=156),
-        samples_per_s=median_interval([rate] * 7),
-        rounds=[rate] * 7,
+        samples_per_s=median_interval([rate] * 9),
+        rounds=[rate] * 9,
         batch_ms=None,
         ratios={},
         cold_start_s=0.4,
